@@ -1,0 +1,28 @@
+/* Files: mapped for reading, replaced atomically when written. Every error line names the path. */
+#ifndef FULGUR_BASE_FILE_H
+#define FULGUR_BASE_FILE_H
+
+#include "base/alloc.h"
+
+typedef struct file_map {
+    const uint8_t *data; /* NULL if bytes == 0 */
+    uint64_t bytes;
+} file_map;
+
+ful_result file_map_open(const char *path, file_map *out);
+void file_map_close(file_map *map); /* zeroes *map; a zero map is allowed */
+
+/* Whole file in memory with a zero byte behind it (not counted). FUL_ERR_IO if larger than max_bytes. */
+ful_result file_read(const ful_alloc *a, const char *path, uint64_t max_bytes, char **out, size_t *bytes);
+
+/* Writes a temporary file beside `path` and renames it over `path`. */
+ful_result file_write_atomic(const char *path, const void *data, size_t bytes);
+
+bool file_exists(const char *path);
+bool path_is_dir(const char *path);
+/* "dir/name", from mem_alloc. */
+char *path_join(const ful_alloc *a, const char *dir, const char *name);
+/* Creates the folder and its parents. */
+ful_result path_make_dirs(const char *path);
+
+#endif
