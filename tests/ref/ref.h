@@ -13,8 +13,9 @@
 
 /* ---- helpers (ref_util.c) ---- */
 
-/* calloc that never returns NULL (prints and exits: tests only). Free with free(). */
-double *ref_alloc(size_t n);
+/* Zeroed memory, never NULL (aborts: tests only). Free with free(). */
+double *ref_alloc(size_t n); /* n doubles */
+void *ref_alloc_bytes(size_t count, size_t size);
 void ref_from_f32(const float *in, double *out, size_t n); /* out[i] = in[i], exactly */
 void ref_to_f32(const double *in, float *out, size_t n);   /* rounds */
 double ref_sigmoid(double x);
@@ -46,7 +47,7 @@ typedef enum ref_activation {
     REF_ACT_NONE = 0,
     REF_ACT_SILU,        /* every column */
     REF_ACT_SIGMOID,     /* columns >= split; the others SiLU (fused qkv and gate: split = 3HD) */
-    REF_ACT_SIGMOID_ONLY,/* columns >= split; the others unchanged */
+    REF_ACT_SIGMOID_ONLY, /* columns >= split; the others unchanged */
     REF_ACT_SWIGLU       /* out has N/2 columns: silu(column 2i) * column 2i+1 */
 } ref_activation;
 
@@ -112,10 +113,10 @@ typedef struct ref_expert {
 } ref_expert;
 
 /* out[r] = sum_k weights[r][k] * W2( silu(W1 m[r]) * (W3 m[r]) ), experts from indices [rows][top_k].
- * Runs on up to `threads` threads (0: one). */
+ * Rows are independent. */
 void ref_moe(uint32_t rows, uint32_t dim, uint32_t I, uint32_t top_k, const double *m,
              const ref_expert *experts, const uint32_t *indices, const double *weights,
-             unsigned threads, double *out);
+             double *out);
 
 /* ---- embedding, sampling (ref_misc.c) ---- */
 
