@@ -36,7 +36,7 @@ void ref_residual_norm(uint32_t rows, uint32_t dim, const double *a, double alph
 
 /* out = sigmoid(gate) * rmsnorm(o; w, eps), the norm over all `dim` = head_count * head_dim
  * channels. `gate` is the raw projection, [rows] of stride gate_stride (0: dim). If
- * gate_is_sigmoid != 0 the gate already went through the sigmoid. */
+ * gate_is_sigmoid != 0 the gate already went through the sigmoid. out may be o. */
 void ref_gated_norm(uint32_t rows, uint32_t dim, const double *o, const double *gate,
                     size_t gate_stride, int gate_is_sigmoid, const float *w, double eps,
                     double *out);
