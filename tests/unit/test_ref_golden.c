@@ -125,7 +125,7 @@ static void check_slopes(golden *g)
     free(library);
 }
 
-/* The goldens decay by fp32 slopes; with the same ones their state is met more closely. */
+/* The goldens decay by fp32 slopes; ours are double. Either meets them. */
 static void use_golden_slopes(golden *g)
 {
     const model_config *c = &g->model->config;
@@ -239,7 +239,6 @@ static void run_golden(const char *name)
     snprintf(folder, sizeof folder, "golden/%s", name);
     golden_open(&g, name, folder);
     check_slopes(&g);
-    use_golden_slopes(&g);
     for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
         char key[64];
         uint32_t T;
@@ -257,6 +256,14 @@ static void run_golden(const char *name)
             check_decode(&g, state, t);
         ref_trace_destroy(&t);
         ref_state_destroy(&state);
+        if (T == 257) {
+            use_golden_slopes(&g);
+            state = ref_state_create(g.model);
+            t = ref_forward(g.model, state, ids, T);
+            check_logits(&g, t);
+            ref_trace_destroy(&t);
+            ref_state_destroy(&state);
+        }
         free(ids);
     }
     golden_close(&g);
