@@ -174,6 +174,8 @@ typedef struct gpu_dispatch {
 typedef enum gpu_commands_flags {
     GPU_COMMANDS_REUSABLE = 1, /* may be submitted more than once */
     GPU_COMMANDS_TIMED = 2,    /* timestamps around every dispatch, if the device has them */
+    GPU_COMMANDS_DRY = 8,   /* nothing is recorded and no buffer needs to exist; dispatches are checked and
+                             * pipelines asked for: how a schedule's pipelines are collected */
     GPU_COMMANDS_NO_BARRIER = 4 /* tests only: place no barriers, to see that validation reports it */
 } gpu_commands_flags;
 

@@ -171,6 +171,8 @@ typedef struct op_kv {
     uint32_t capacity_tokens, window_tokens, window_count;
     gpu_buffer *windows;
 } op_kv;
+/* Sets window_tokens and window_count from the other fields, allocating nothing. */
+void op_kv_layout(const ful_device *device, op_kv *kv);
 ful_result op_kv_create(ful_device *device, ful_type type, uint32_t kv_heads, uint32_t head_dim,
                         uint32_t capacity_tokens, op_kv *out);
 void op_kv_destroy(ful_device *device, op_kv *kv);

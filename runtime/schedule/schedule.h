@@ -16,7 +16,8 @@ typedef struct schedule_io {
     gpu_buffer step;   /* host: step_params */
     gpu_buffer tokens; /* host: u32 [max rows] */
     gpu_buffer rope;   /* host: f32 [max rows][rotary_dim/2][2] */
-    gpu_buffer logits; /* readback: f32 [logits_rows][vocab] */
+    gpu_buffer logits;   /* device: f32 [logits_rows][vocab] */
+    gpu_buffer readback; /* readback: the same */
     gpu_buffer sampled; /* readback: u32 token, u32 flags */
     gpu_buffer arena;  /* activations: plan_memory's bytes of the largest bucket */
     uint32_t logits_rows;
@@ -43,12 +44,21 @@ typedef struct schedule_tap {
 /* Buckets: 1 (decode); 8, 32, 64, 128, 256, 512, 1024, 2048 (prefill). */
 uint32_t schedule_bucket(uint32_t rows);
 
-/* Bytes of arena and of io buffers for the largest bucket, without recording anything. */
-ful_result schedule_arena_bytes(ful_device *device, const model_config *config, bool half, uint32_t rows,
-                                uint32_t kv_tokens, uint64_t *arena_bytes);
-/* Largest chunk whose activations each fit one binding of the device, at most `wanted`. */
-uint32_t schedule_max_rows(ful_device *device, const model_config *config, uint32_t wanted);
+/* What memory questions depend on before a model is loaded. */
+typedef struct schedule_shape {
+    ful_device *device;
+    const model_config *config;
+    bool half;
+    ful_type weight_type; /* of the matrices */
+    uint32_t kv_tokens;   /* the session's capacity */
+} schedule_shape;
 
+/* Bytes of the arena for a bucket of rows, without recording anything. */
+ful_result schedule_arena_bytes(const schedule_shape *shape, uint32_t rows, uint64_t *arena_bytes);
+/* Largest bucket, at most `wanted`, whose activations each fit one binding and whose arena fits one allocation. */
+ful_result schedule_max_rows(const schedule_shape *shape, uint32_t wanted, uint32_t *rows);
+
+/* sample: the last step draws a token into io->sampled and no logits are copied to io->readback. */
 ful_result schedule_create(const ful_model *model, schedule_kind kind, uint32_t rows, const schedule_io *io,
                            const sequence_state *state, bool sample, bool timed, schedule **out);
 void schedule_destroy(schedule **s);
@@ -61,6 +71,6 @@ ful_result schedule_run_tapped(const ful_model *model, schedule_kind kind, uint3
                                const sequence_state *state, const schedule_tap *tap);
 
 /* Compiles every pipeline that sessions of this model will use. */
-ful_result schedule_warm(const ful_model *model, ful_progress_fn progress, void *ctx);
+ful_result schedule_warm(const ful_model *model, uint32_t kv_tokens, ful_progress_fn progress, void *ctx);
 
 #endif

@@ -1,0 +1,350 @@
+/* A checkpoint's files against its config: names, shapes, types, and the numbers of ful_model_info. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "model/names.h"
+
+static const char *const role_names[ROLE_COUNT] = {
+    [ROLE_EMBEDDING] = "model.embed_tokens.weight",
+    [ROLE_FINAL_NORM] = "model.norm.weight",
+    [ROLE_HEAD] = "lm_head.weight",
+    [ROLE_INPUT_NORM] = "input_layernorm.weight",
+    [ROLE_POST_NORM] = "post_attention_layernorm.weight",
+    [ROLE_LIGHTNING_QKV] = "self_attn.qkv_proj.weight",
+    [ROLE_LIGHTNING_GATE] = "self_attn.output_gate.weight",
+    [ROLE_LIGHTNING_NORM] = "self_attn.norm.weight",
+    [ROLE_LIGHTNING_OUT] = "self_attn.out_proj.weight",
+    [ROLE_SOFTMAX_Q] = "self_attn.q_proj.weight",
+    [ROLE_SOFTMAX_K] = "self_attn.k_proj.weight",
+    [ROLE_SOFTMAX_V] = "self_attn.v_proj.weight",
+    [ROLE_SOFTMAX_OUT] = "self_attn.o_proj.weight",
+    [ROLE_ROUTER] = "block_sparse_moe.gate.weight",
+    [ROLE_W1] = "w1.weight",
+    [ROLE_W2] = "w2.weight",
+    [ROLE_W3] = "w3.weight",
+};
+
+static void role_name(tensor_role role, uint32_t layer, uint32_t expert, char *out, size_t bytes)
+{
+    if (role < ROLE_INPUT_NORM)
+        snprintf(out, bytes, "%s", role_names[role]);
+    else if (role < ROLE_W1)
+        snprintf(out, bytes, "model.layers.%u.%s", layer, role_names[role]);
+    else
+        snprintf(out, bytes, "model.layers.%u.block_sparse_moe.experts.%u.%s", layer, expert,
+                 role_names[role]);
+}
+
+void tensor_shape(const model_config *c, tensor_role role, uint64_t *rows, uint64_t *cols)
+{
+    uint64_t inner = (uint64_t)c->head_count * c->head_dim;
+    uint64_t kv = (uint64_t)c->kv_head_count * c->head_dim;
+    *rows = 0;
+    *cols = c->hidden_size;
+    switch (role) {
+    case ROLE_EMBEDDING:
+    case ROLE_HEAD:
+        *rows = c->vocab_size;
+        break;
+    case ROLE_FINAL_NORM:
+    case ROLE_INPUT_NORM:
+    case ROLE_POST_NORM:
+        *rows = c->hidden_size;
+        *cols = 0;
+        break;
+    case ROLE_LIGHTNING_NORM:
+        *rows = inner;
+        *cols = 0;
+        break;
+    case ROLE_LIGHTNING_QKV:
+        *rows = 3 * inner;
+        break;
+    case ROLE_LIGHTNING_GATE:
+    case ROLE_SOFTMAX_Q:
+        *rows = inner;
+        break;
+    case ROLE_SOFTMAX_K:
+    case ROLE_SOFTMAX_V:
+        *rows = kv;
+        break;
+    case ROLE_LIGHTNING_OUT:
+    case ROLE_SOFTMAX_OUT:
+        *rows = c->hidden_size;
+        *cols = inner;
+        break;
+    case ROLE_ROUTER:
+        *rows = c->expert_count;
+        break;
+    case ROLE_W1:
+    case ROLE_W3:
+        *rows = c->intermediate_size;
+        break;
+    case ROLE_W2:
+        *rows = c->hidden_size;
+        *cols = c->intermediate_size;
+        break;
+    case ROLE_COUNT:
+        break;
+    }
+}
+
+ful_result tensor_get(const tensor_file *files, const model_config *config, tensor_role role, uint32_t layer,
+                      uint32_t expert, const tensor_info **out)
+{
+    char name[TENSOR_NAME_BYTES];
+    role_name(role, layer, expert, name, sizeof name);
+    const tensor_info *t = tensor_file_find(files, name);
+    if (!t) {
+        uint32_t count = tensor_file_count(files);
+        const char *path = count ? tensor_file_at(files, 0)->path : "the checkpoint";
+        return fail(FUL_ERR_FORMAT, "%s: tensor %s is missing (%u tensors in the checkpoint)", path, name,
+                    count);
+    }
+    if (t->type == FUL_TYPE_DEFAULT)
+        return fail(FUL_ERR_UNSUPPORTED, "%s: tensor %s has type %s; F32, F16 and BF16 can be read", t->path,
+                    name, t->type_name);
+    uint64_t rows, cols;
+    tensor_shape(config, role, &rows, &cols);
+    uint32_t dims = cols ? 2 : 1;
+    if (t->n_dims != dims || t->dims[0] != rows || (cols && t->dims[1] != cols)) {
+        char have[128] = "", want[64];
+        size_t at = 0;
+        for (uint32_t i = 0; i < t->n_dims && at + 24 < sizeof have; i++)
+            at += (size_t)snprintf(have + at, sizeof have - at, "%s%" PRIu64, i ? ", " : "", t->dims[i]);
+        if (cols)
+            snprintf(want, sizeof want, "%" PRIu64 ", %" PRIu64, rows, cols);
+        else
+            snprintf(want, sizeof want, "%" PRIu64, rows);
+        return fail(FUL_ERR_FORMAT, "%s: tensor %s has shape [%s]; the config asks for [%s]", t->path, name,
+                    have, want);
+    }
+    *out = t;
+    return FUL_OK;
+}
+
+ful_result tensor_visit(const tensor_file *files, const model_config *config, tensor_visit_fn fn, void *ctx)
+{
+    static const tensor_role top[] = {ROLE_EMBEDDING, ROLE_FINAL_NORM, ROLE_HEAD};
+    static const tensor_role lightning[] = {ROLE_INPUT_NORM,     ROLE_POST_NORM,     ROLE_ROUTER,
+                                            ROLE_LIGHTNING_QKV,  ROLE_LIGHTNING_GATE,
+                                            ROLE_LIGHTNING_NORM, ROLE_LIGHTNING_OUT};
+    static const tensor_role softmax[] = {ROLE_INPUT_NORM, ROLE_POST_NORM, ROLE_ROUTER,     ROLE_SOFTMAX_Q,
+                                          ROLE_SOFTMAX_K,  ROLE_SOFTMAX_V, ROLE_SOFTMAX_OUT};
+    const tensor_info *t = NULL;
+    for (size_t i = 0; i < sizeof top / sizeof *top; i++) {
+        if (top[i] == ROLE_HEAD && config->tied_head)
+            continue;
+        TRY(tensor_get(files, config, top[i], 0, 0, &t));
+        TRY(fn(ctx, top[i], 0, t));
+    }
+    for (uint32_t l = 0; l < config->block_count; l++) {
+        const tensor_role *roles = config->layers[l] == LAYER_LIGHTNING ? lightning : softmax;
+        for (size_t i = 0; i < sizeof lightning / sizeof *lightning; i++) {
+            TRY(tensor_get(files, config, roles[i], l, 0, &t));
+            TRY(fn(ctx, roles[i], l, t));
+        }
+        for (uint32_t e = 0; e < config->expert_count; e++)
+            for (tensor_role r = ROLE_W1; r <= ROLE_W3; r = (tensor_role)(r + 1)) {
+                TRY(tensor_get(files, config, r, l, e, &t));
+                TRY(fn(ctx, r, l, t));
+            }
+    }
+    return FUL_OK;
+}
+
+static ful_result visit_nothing(void *ctx, tensor_role role, uint32_t layer, const tensor_info *t)
+{
+    (void)ctx, (void)role, (void)layer, (void)t;
+    return FUL_OK;
+}
+
+ful_result model_check_tensors(const model_config *config, const tensor_file *files)
+{
+    return tensor_visit(files, config, visit_nothing, NULL);
+}
+
+typedef struct info_sums {
+    const model_config *config;
+    ful_model_info *info;
+    uint64_t type_bytes[4]; /* by ful_type */
+    uint64_t expert_parameters, expert_bytes; /* of all experts */
+} info_sums;
+
+static ful_result info_add(void *ctx, tensor_role role, uint32_t layer, const tensor_info *t)
+{
+    info_sums *s = ctx;
+    (void)layer;
+    uint64_t rows, cols;
+    tensor_shape(s->config, role, &rows, &cols);
+    uint64_t n = rows * (cols ? cols : 1);
+    bool expert = role >= ROLE_W1, wide = !cols || role == ROLE_ROUTER; /* kept in f32 */
+    uint64_t bytes = wide ? 4 * n : t->bytes;
+    s->info->tensor_count++;
+    s->info->parameter_count += n;
+    s->info->weight_bytes += bytes;
+    s->type_bytes[t->type] += t->bytes;
+    if (role == ROLE_EMBEDDING && !s->config->tied_head) {
+        s->info->active_parameter_count += cols;
+        s->info->active_weight_bytes += bytes / rows;
+    } else if (expert) {
+        s->expert_parameters += n;
+        s->expert_bytes += bytes;
+    } else {
+        s->info->active_parameter_count += n;
+        s->info->active_weight_bytes += bytes;
+    }
+    return FUL_OK;
+}
+
+static void info_from_config(const model_config *c, ful_model_info *info)
+{
+    memset(info, 0, sizeof *info);
+    memcpy(info->architecture, c->model_type, sizeof info->architecture);
+    info->block_count = c->block_count;
+    for (uint32_t l = 0; l < c->block_count; l++)
+        *(c->layers[l] == LAYER_LIGHTNING ? &info->lightning_block_count : &info->softmax_block_count) += 1;
+    info->hidden_size = c->hidden_size;
+    info->intermediate_size = c->intermediate_size;
+    info->vocab_size = c->vocab_size;
+    info->head_count = c->head_count;
+    info->kv_head_count = c->kv_head_count;
+    info->head_dim = c->head_dim;
+    info->rotary_dim = c->rotary_dim;
+    info->expert_count = c->expert_count;
+    info->top_k = c->top_k;
+    info->context_length = c->context_length;
+    info->rope_theta = c->rope_theta;
+    info->norm_eps = c->norm_eps;
+    info->lightning_norm_eps = c->lightning_norm_eps;
+    info->alpha_lightning = c->alpha_lightning;
+    info->beta_lightning = c->beta_lightning;
+    info->alpha_softmax = c->alpha_softmax;
+    info->beta_softmax = c->beta_softmax;
+    info->alpha_mlp = c->alpha_mlp;
+    info->beta_mlp = c->beta_mlp;
+    info->decay = c->decay == DECAY_HF ? FUL_DECAY_HF : FUL_DECAY_ORIG;
+    info->tied_head = c->tied_head;
+    info->bos_token_id = c->bos_token_id;
+    info->eos_token_id = c->eos_token_id;
+    info->state_bytes =
+        (uint64_t)info->lightning_block_count * c->head_count * c->head_dim * c->head_dim * 4;
+    info->kv_bytes_per_token = (uint64_t)info->softmax_block_count * 2 * c->kv_head_count * c->head_dim * 4;
+}
+
+ful_result model_open_files(const ful_alloc *a, const char *path, model_config *config, tensor_file **files,
+                            ful_model_info *info)
+{
+    *files = NULL;
+    TRY(config_load(a, path, config));
+    TRY(tensor_file_open(a, path, files));
+    info_sums sums = {.config = config, .info = info};
+    info_from_config(config, info);
+    ful_result r = tensor_visit(*files, config, info_add, &sums);
+    if (r != FUL_OK) {
+        tensor_file_close(files);
+        return r;
+    }
+    info->file_bytes = tensor_file_bytes(*files);
+    info->active_parameter_count += sums.expert_parameters / config->expert_count * config->top_k;
+    info->active_weight_bytes += sums.expert_bytes / config->expert_count * config->top_k;
+    info->weight_type = FUL_TYPE_F32;
+    for (int t = FUL_TYPE_F16; t <= FUL_TYPE_BF16; t++)
+        if (sums.type_bytes[t] > sums.type_bytes[info->weight_type])
+            info->weight_type = (ful_type)t;
+    return FUL_OK;
+}
+
+ful_result ful_model_inspect(ful_instance *instance, const char *path, ful_model_info *out)
+{
+    if (!instance || !path || !out)
+        return fail(FUL_ERR_ARGUMENT, "ful_model_inspect: instance, path and out must not be NULL");
+    const ful_alloc *a = instance_alloc(instance);
+    tensor_file *files = NULL;
+    model_config *config = mem_zalloc(a, 1, sizeof *config);
+    if (!config)
+        return mem_fail(sizeof *config, "the model's config");
+    ful_result r = model_open_files(a, path, config, &files, out);
+    tensor_file_close(&files);
+    mem_free(a, config);
+    return r;
+}
+
+ful_result ful_model_tensors(ful_instance *instance, const char *path, ful_tensor_fn fn, void *ctx)
+{
+    if (!instance || !path || !fn)
+        return fail(FUL_ERR_ARGUMENT, "ful_model_tensors: instance, path and fn must not be NULL");
+    tensor_file *files = NULL;
+    TRY(tensor_file_open(instance_alloc(instance), path, &files));
+    for (uint32_t i = 0; i < tensor_file_count(files); i++) {
+        const tensor_info *t = tensor_file_at(files, i);
+        ful_tensor_info info = {.name = t->name,
+                                .file = t->path,
+                                .type = t->type_name,
+                                .n_dims = t->n_dims,
+                                .bytes = t->bytes};
+        memcpy(info.dims, t->dims, sizeof info.dims);
+        if (!fn(ctx, &info))
+            break;
+    }
+    tensor_file_close(&files);
+    return FUL_OK;
+}
+
+/* ---- looking for values that are not finite ---- */
+
+typedef struct check_state {
+    ful_progress_fn progress;
+    void *progress_ctx;
+    uint64_t done, total;
+} check_state;
+
+static bool value_is_finite(ful_type type, const uint8_t *p)
+{
+    if (type == FUL_TYPE_F32) {
+        uint32_t bits;
+        memcpy(&bits, p, 4);
+        return (bits & 0x7f800000u) != 0x7f800000u;
+    }
+    uint16_t bits;
+    memcpy(&bits, p, 2);
+    uint16_t exponent = type == FUL_TYPE_F16 ? 0x7c00u : 0x7f80u;
+    return (bits & exponent) != exponent;
+}
+
+static ful_result check_tensor(void *ctx, tensor_role role, uint32_t layer, const tensor_info *t)
+{
+    check_state *s = ctx;
+    (void)role, (void)layer;
+    size_t size = type_bytes(t->type);
+    for (uint64_t i = 0; i < t->bytes / size; i++)
+        if (!value_is_finite(t->type, t->data + i * size))
+            return fail(FUL_ERR_FORMAT, "%s: tensor %s holds a value that is not finite at index %" PRIu64,
+                        t->path, t->name, i);
+    s->done += t->bytes;
+    ful_progress p = {FUL_PHASE_READ, s->done, s->total ? s->total : 1};
+    if (s->progress && !s->progress(s->progress_ctx, &p))
+        return fail(FUL_ERR_CANCELLED, "cancelled while checking %s", t->path);
+    return FUL_OK;
+}
+
+ful_result ful_model_check(ful_instance *instance, const char *path, ful_progress_fn progress,
+                           void *progress_ctx)
+{
+    if (!instance || !path)
+        return fail(FUL_ERR_ARGUMENT, "ful_model_check: instance and path must not be NULL");
+    const ful_alloc *a = instance_alloc(instance);
+    tensor_file *files = NULL;
+    ful_model_info info;
+    model_config *config = mem_zalloc(a, 1, sizeof *config);
+    if (!config)
+        return mem_fail(sizeof *config, "the model's config");
+    ful_result r = model_open_files(a, path, config, &files, &info);
+    if (r == FUL_OK) {
+        check_state s = {progress, progress_ctx, 0, info.file_bytes};
+        r = tensor_visit(files, config, check_tensor, &s);
+    }
+    tensor_file_close(&files);
+    mem_free(a, config);
+    return r;
+}

@@ -1,0 +1,307 @@
+/* Weights from files onto the device: types stay as they are in the file, rows are laid out as the ops want
+ * them (q, k, v and gate in one matrix; W1 and W3 interleaved), norms and routers become f32. */
+#include "model/weights.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "model/names.h"
+
+typedef struct loader {
+    ful_model *model;
+    const ful_alloc *alloc;
+    const tensor_file *files;
+    gpu_upload *upload;
+} loader;
+
+/* Up to three matrices whose rows follow each other, or alternate, in one device tensor. */
+typedef struct source {
+    const tensor_info *parts[3];
+    uint32_t count;
+    bool interleaved;
+} source;
+
+static float element_to_float(ful_type type, const uint8_t *p)
+{
+    uint16_t half;
+    float f;
+    switch (type) {
+    case FUL_TYPE_F32:
+        memcpy(&f, p, 4);
+        return f;
+    case FUL_TYPE_F16:
+        memcpy(&half, p, 2);
+        return half_to_float(half);
+    default:
+        memcpy(&half, p, 2);
+        return bfloat_to_float(half);
+    }
+}
+
+static void convert_row(void *dst, ful_type to, const uint8_t *src, ful_type from, uint64_t n)
+{
+    if (to == from) {
+        memcpy(dst, src, n * type_bytes(from));
+        return;
+    }
+    size_t size = type_bytes(from); /* to is f32 here: mixed types meet in the widest */
+    for (uint64_t i = 0; i < n; i++)
+        ((float *)dst)[i] = element_to_float(from, src + i * size);
+}
+
+/* The common type of a device tensor's parts: theirs if they agree, else f32. */
+static ful_type source_type(const source *sources, uint32_t experts)
+{
+    ful_type type = sources[0].parts[0]->type;
+    for (uint32_t e = 0; e < experts; e++)
+        for (uint32_t i = 0; i < sources[e].count; i++)
+            if (sources[e].parts[i]->type != type)
+                return FUL_TYPE_F32;
+    return type;
+}
+
+static const uint8_t *source_row(const source *s, uint32_t row, const tensor_info **part)
+{
+    uint32_t i = 0;
+    if (s->interleaved) {
+        i = row % s->count;
+        row /= s->count;
+    } else {
+        while (row >= s->parts[i]->dims[0])
+            row -= (uint32_t)s->parts[i++]->dims[0];
+    }
+    *part = s->parts[i];
+    return (*part)->data + row * (*part)->dims[1] * type_bytes((*part)->type);
+}
+
+/* Largest magnitude of a row, as the exponent of its power of two; INT32_MIN for a row of zeros. */
+static int32_t row_exponent(ful_type type, const uint8_t *row, uint64_t n)
+{
+    if (type == FUL_TYPE_BF16) { /* the usual case, in a loop that vectorises */
+        uint16_t most = 0;
+        for (uint64_t i = 0; i < n; i++) {
+            uint16_t bits;
+            memcpy(&bits, row + 2 * i, 2);
+            bits = (uint16_t)(bits & 0x7fffu);
+            most = bits > most && bits < 0x7f80u ? bits : most;
+        }
+        return most ? (int32_t)(most >> 7) - 127 : INT32_MIN;
+    }
+    size_t size = type_bytes(type);
+    float top = 0.0f;
+    for (uint64_t i = 0; i < n; i++) {
+        float f = fabsf(element_to_float(type, row + i * size));
+        if (f > top && f <= 3.4028235e38f)
+            top = f;
+    }
+    return top > 0.0f ? ilogbf(top) : INT32_MIN;
+}
+
+/* fp16 products need rows whose values stay within its normal range. bf16 and f32 rows whose largest magnitude
+ * is 2^15 or more, or below 2^-8 (small neighbours would become subnormal), get a power of two. */
+static float row_scale(int32_t exponent)
+{
+    if (exponent == INT32_MIN || (exponent < 15 && exponent >= -8))
+        return 1.0f;
+    int32_t up = 13 - exponent;
+    return ldexpf(1.0f, up > 126 ? 126 : up);
+}
+
+static ful_result load_scales(loader *l, const source *sources, const char *name, gpu_tensor *t)
+{
+    uint64_t n = (uint64_t)t->experts * t->rows;
+    float *scales = mem_array(l->alloc, n, sizeof *scales);
+    if (!scales)
+        return mem_fail(n * sizeof *scales, "row scales");
+    bool needed = false;
+    for (uint64_t i = 0; i < n; i++) {
+        const tensor_info *part;
+        const uint8_t *row = source_row(&sources[i / t->rows], (uint32_t)(i % t->rows), &part);
+        scales[i] = row_scale(row_exponent(part->type, row, t->cols));
+        needed |= scales[i] != 1.0f;
+    }
+    ful_result r = FUL_OK;
+    if (needed) {
+        r = gpu_buffer_create(l->model->device, n * sizeof *scales, GPU_MEMORY_DEVICE, name, &t->row_scale);
+        if (r == FUL_OK)
+            r = gpu_range_write(l->model->device, gpu_whole(&t->row_scale), 0, scales, n * sizeof *scales);
+    }
+    mem_free(l->alloc, scales);
+    return r;
+}
+
+static ful_result load_tensor(loader *l, const source *sources, uint32_t experts, bool wide, const char *name,
+                              gpu_tensor *out)
+{
+    uint32_t rows = 0, cols = (uint32_t)sources[0].parts[0]->dims[1];
+    for (uint32_t i = 0; i < sources[0].count; i++)
+        rows += (uint32_t)sources[0].parts[i]->dims[0];
+    ful_type type = wide ? FUL_TYPE_F32 : source_type(sources, experts);
+    TRY(gpu_tensor_create(l->model->device, type, experts, rows, cols, name, out));
+    if (model_half(l->model) && type == FUL_TYPE_BF16)
+        TRY(load_scales(l, sources, name, out));
+    uint64_t most = gpu_upload_max(l->upload) / out->row_bytes;
+    if (most == 0)
+        return fail(FUL_ERR_UNSUPPORTED, "tensor %s: a row of %" PRIu64 " bytes exceeds the %" PRIu64 " of a staging buffer",
+                    sources[0].parts[0]->name, out->row_bytes, gpu_upload_max(l->upload));
+    for (uint32_t w = 0; w < out->window_count; w++) {
+        gpu_window *window = &out->windows[w];
+        uint64_t total = (uint64_t)window->expert_count * window->row_count;
+        for (uint64_t first = 0; first < total;) {
+            uint64_t n = total - first < most ? total - first : most;
+            uint8_t *room;
+            TRY(gpu_upload_room(l->upload, gpu_whole(&window->buffer), first * out->row_bytes,
+                                n * out->row_bytes, (void **)&room));
+            for (uint64_t i = 0; i < n; i++) {
+                uint32_t expert = window->expert0 + (uint32_t)((first + i) / window->row_count);
+                uint32_t row = window->row0 + (uint32_t)((first + i) % window->row_count);
+                const tensor_info *part;
+                const uint8_t *data = source_row(&sources[expert], row, &part);
+                convert_row(room + i * out->row_bytes, type, data, part->type, cols);
+            }
+            first += n;
+        }
+    }
+    return FUL_OK;
+}
+
+static ful_result load_role(loader *l, tensor_role role, uint32_t layer, bool wide, const char *name,
+                            gpu_tensor *out)
+{
+    source s = {.count = 1};
+    TRY(tensor_get(l->files, &l->model->config, role, layer, 0, &s.parts[0]));
+    return load_tensor(l, &s, 1, wide, name, out);
+}
+
+static ful_result load_joined(loader *l, const tensor_role *roles, uint32_t count, uint32_t layer,
+                              const char *name, gpu_tensor *out)
+{
+    source s = {.count = count};
+    for (uint32_t i = 0; i < count; i++)
+        TRY(tensor_get(l->files, &l->model->config, roles[i], layer, 0, &s.parts[i]));
+    return load_tensor(l, &s, 1, false, name, out);
+}
+
+static ful_result load_experts(loader *l, tensor_role first, tensor_role second, uint32_t layer,
+                               const char *name, gpu_tensor *out)
+{
+    uint32_t n = l->model->config.expert_count;
+    source *s = mem_zalloc(l->alloc, n, sizeof *s);
+    if (!s)
+        return mem_fail(n * sizeof *s, "the list of experts");
+    ful_result r = FUL_OK;
+    for (uint32_t e = 0; e < n && r == FUL_OK; e++) {
+        s[e].count = second == first ? 1 : 2;
+        s[e].interleaved = true;
+        r = tensor_get(l->files, &l->model->config, first, layer, e, &s[e].parts[0]);
+        if (r == FUL_OK && second != first)
+            r = tensor_get(l->files, &l->model->config, second, layer, e, &s[e].parts[1]);
+    }
+    if (r == FUL_OK)
+        r = load_tensor(l, s, n, false, name, out);
+    mem_free(l->alloc, s);
+    return r;
+}
+
+static ful_result load_vector(loader *l, tensor_role role, uint32_t layer, const char *name, gpu_buffer *out)
+{
+    const tensor_info *t;
+    TRY(tensor_get(l->files, &l->model->config, role, layer, 0, &t));
+    uint64_t n = t->dims[0];
+    float *values = mem_array(l->alloc, n, sizeof *values);
+    if (!values)
+        return mem_fail(n * sizeof *values, t->name);
+    convert_row(values, FUL_TYPE_F32, t->data, t->type, n);
+    ful_result r = gpu_buffer_create(l->model->device, n * sizeof *values, GPU_MEMORY_DEVICE, name, out);
+    if (r == FUL_OK)
+        r = gpu_range_write(l->model->device, gpu_whole(out), 0, values, n * sizeof *values);
+    mem_free(l->alloc, values);
+    return r;
+}
+
+static ful_result load_decay(loader *l, uint32_t layer, gpu_buffer *out)
+{
+    const model_config *c = &l->model->config;
+    ful_device *device = l->model->device;
+    uint64_t bytes = op_lightning_decay_bytes(device, c->head_count, c->head_dim);
+    double *slopes = mem_array(l->alloc, c->head_count, sizeof *slopes);
+    void *table = mem_alloc(l->alloc, bytes);
+    ful_result r = slopes && table ? FUL_OK : mem_fail(bytes, "the table of decay factors");
+    if (r == FUL_OK) {
+        config_slopes(c, layer, slopes);
+        op_lightning_decay_fill(device, c->head_count, c->head_dim, slopes, table);
+        r = gpu_buffer_create(device, bytes, GPU_MEMORY_DEVICE, "decay", out);
+    }
+    if (r == FUL_OK)
+        r = gpu_range_write(device, gpu_whole(out), 0, table, bytes);
+    mem_free(l->alloc, slopes);
+    mem_free(l->alloc, table);
+    return r;
+}
+
+static ful_result load_layer(loader *l, uint32_t i)
+{
+    model_layer *layer = &l->model->layers[i];
+    layer->kind = (layer_kind)l->model->config.layers[i];
+    TRY(load_vector(l, ROLE_INPUT_NORM, i, "input_norm", &layer->input_norm));
+    TRY(load_vector(l, ROLE_POST_NORM, i, "post_norm", &layer->post_norm));
+    TRY(load_role(l, ROLE_ROUTER, i, true, "router", &layer->router));
+    if (layer->kind == LAYER_LIGHTNING) {
+        static const tensor_role roles[] = {ROLE_LIGHTNING_QKV, ROLE_LIGHTNING_GATE};
+        TRY(load_joined(l, roles, 2, i, "qkv_gate", &layer->qkv));
+        TRY(load_vector(l, ROLE_LIGHTNING_NORM, i, "lightning_norm", &layer->lightning_norm));
+        TRY(load_decay(l, i, &layer->decay));
+        TRY(load_role(l, ROLE_LIGHTNING_OUT, i, false, "out", &layer->out));
+    } else {
+        static const tensor_role roles[] = {ROLE_SOFTMAX_Q, ROLE_SOFTMAX_K, ROLE_SOFTMAX_V};
+        TRY(load_joined(l, roles, 3, i, "qkv", &layer->qkv));
+        TRY(load_role(l, ROLE_SOFTMAX_OUT, i, false, "out", &layer->out));
+    }
+    TRY(load_experts(l, ROLE_W1, ROLE_W3, i, "w13", &layer->w13));
+    return load_experts(l, ROLE_W2, ROLE_W2, i, "w2", &layer->w2);
+}
+
+ful_result weights_load(ful_model *model, const tensor_file *files, ful_progress_fn progress, void *progress_ctx)
+{
+    loader l = {.model = model, .alloc = device_alloc(model->device), .files = files};
+    uint32_t n = model->config.block_count;
+    model->layers = mem_zalloc(l.alloc, n, sizeof *model->layers);
+    if (!model->layers)
+        return mem_fail(n * sizeof *model->layers, "the layers");
+    TRY(gpu_upload_begin(model->device, model->info.weight_bytes, progress, progress_ctx, &l.upload));
+    ful_result r = load_role(&l, ROLE_EMBEDDING, 0, false, "embedding", &model->embedding);
+    if (r == FUL_OK && !model->config.tied_head)
+        r = load_role(&l, ROLE_HEAD, 0, false, "head", &model->head);
+    if (r == FUL_OK)
+        r = load_vector(&l, ROLE_FINAL_NORM, 0, "final_norm", &model->final_norm);
+    for (uint32_t i = 0; i < n && r == FUL_OK; i++)
+        r = load_layer(&l, i);
+    if (r != FUL_OK) {
+        gpu_upload_cancel(&l.upload);
+        return r;
+    }
+    return gpu_upload_end(&l.upload);
+}
+
+void weights_destroy(ful_model *model)
+{
+    ful_device *d = model->device;
+    for (uint32_t i = 0; model->layers && i < model->config.block_count; i++) {
+        model_layer *layer = &model->layers[i];
+        gpu_buffer_destroy(d, &layer->input_norm);
+        gpu_buffer_destroy(d, &layer->post_norm);
+        gpu_buffer_destroy(d, &layer->lightning_norm);
+        gpu_buffer_destroy(d, &layer->decay);
+        gpu_tensor_destroy(d, &layer->qkv);
+        gpu_tensor_destroy(d, &layer->out);
+        gpu_tensor_destroy(d, &layer->router);
+        gpu_tensor_destroy(d, &layer->w13);
+        gpu_tensor_destroy(d, &layer->w2);
+    }
+    gpu_tensor_destroy(d, &model->embedding);
+    gpu_tensor_destroy(d, &model->head);
+    gpu_buffer_destroy(d, &model->final_norm);
+    mem_free(device_alloc(d), model->layers);
+    model->layers = NULL;
+}

@@ -1,0 +1,324 @@
+/* The steps of one pass through the model.
+ *
+ * Every sub-layer's residual is its normalised input (model.md's post-norm form), so the stream is never stored
+ * un-normalised: a norm step reads the last normalised value and the sub-layer's output and forms
+ * alpha*a + beta*b on the way. */
+#include "schedule/steps.h"
+
+#include <string.h>
+
+enum { HALF_MIN_ROWS = 9 }; /* fewer rows run as matrix-vector products, which read f32 activations */
+
+typedef struct builder {
+    const step_source *source;
+    step_list *list;
+    op_context ctx; /* sizes of scratch buffers only */
+    ful_result failed;
+} builder;
+
+static const value nothing = {NO_SLOT, NO_SLOT, NO_SLOT, 0};
+
+static int32_t new_slot(builder *b, uint64_t bytes)
+{
+    step_list *l = b->list;
+    if (bytes == 0 || b->failed != FUL_OK)
+        return NO_SLOT;
+    if (!mem_grow(l->alloc, (void **)&l->slots, &l->slot_capacity, l->slot_count + 1, sizeof *l->slots)) {
+        b->failed = mem_fail((l->slot_count + 1) * sizeof *l->slots, "the schedule's slots");
+        return NO_SLOT;
+    }
+    l->slots[l->slot_count] = (slot){.bytes = bytes, .first = UINT32_MAX};
+    return (int32_t)l->slot_count++;
+}
+
+static void touch(step_list *l, int32_t id, uint32_t at)
+{
+    if (id == NO_SLOT)
+        return;
+    slot *s = &l->slots[id];
+    if (at < s->first)
+        s->first = at;
+    if (at > s->last)
+        s->last = at;
+}
+
+static void touch_value(step_list *l, value v, uint32_t at)
+{
+    touch(l, v.data, at);
+    touch(l, v.half, at);
+    touch(l, v.scale, at);
+}
+
+static void add(builder *b, step s)
+{
+    step_list *l = b->list;
+    if (b->failed != FUL_OK)
+        return;
+    if (!mem_grow(l->alloc, (void **)&l->steps, &l->step_capacity, l->step_count + 1, sizeof *l->steps)) {
+        b->failed = mem_fail((l->step_count + 1) * sizeof *l->steps, "the schedule's steps");
+        return;
+    }
+    uint32_t at = (uint32_t)l->step_count;
+    l->steps[l->step_count++] = s;
+    touch_value(l, s.in, at);
+    touch_value(l, s.in2, at);
+    touch_value(l, s.out, at);
+    touch(l, s.scratch, at);
+}
+
+static value new_value(builder *b, uint32_t rows, uint32_t dim)
+{
+    value v = nothing;
+    v.data = new_slot(b, (uint64_t)rows * dim * 4);
+    v.dim = dim;
+    return v;
+}
+
+static void add_half(builder *b, value *v, uint32_t rows)
+{
+    v->half = new_slot(b, (uint64_t)rows * v->dim * 2);
+    v->scale = new_slot(b, (uint64_t)rows * 4);
+}
+
+/* Do products with these weights read packed halves? */
+static bool wants_half(const builder *b, const gpu_tensor *w)
+{
+    ful_type type = w ? w->type : b->source->weight_type;
+    return b->list->half && b->list->rows >= HALF_MIN_ROWS && type != FUL_TYPE_F32;
+}
+
+/* The residual that the next norm will form: alpha*a + beta*b. */
+typedef struct residual {
+    value a, b;
+    double alpha, beta;
+} residual;
+
+static value add_norm(builder *b, const char *name, int32_t layer, const residual *r, const gpu_buffer *weight,
+                      double eps, bool half, bool last_row)
+{
+    uint32_t rows = last_row ? 1 : b->list->rows;
+    value out = new_value(b, rows, b->source->config->hidden_size);
+    if (half)
+        add_half(b, &out, rows);
+    add(b, (step){.kind = STEP_NORM,
+                  .name = name,
+                  .layer = layer,
+                  .in = r->a,
+                  .in2 = r->b,
+                  .out = out,
+                  .scratch = NO_SLOT,
+                  .alpha = (float)r->alpha,
+                  .beta = (float)r->beta,
+                  .eps = (float)eps,
+                  .vector = weight,
+                  .last_row = last_row});
+    return out;
+}
+
+static value add_matmul(builder *b, const char *name, int32_t layer, value in, const gpu_tensor *w, uint32_t dim,
+                        op_act act, uint32_t split)
+{
+    value out = new_value(b, b->list->rows, dim);
+    if (!wants_half(b, w))
+        in.half = in.scale = NO_SLOT;
+    else if (in.half != NO_SLOT)
+        in.data = NO_SLOT;
+    add(b, (step){.kind = STEP_MATMUL,
+                  .name = name,
+                  .layer = layer,
+                  .in = in,
+                  .in2 = nothing,
+                  .out = out,
+                  .scratch = NO_SLOT,
+                  .weights = w,
+                  .act = act,
+                  .split = split});
+    return out;
+}
+
+/* Lightning attention up to (not including) its output projection. */
+static value add_lightning(builder *b, uint32_t i, value n, const model_layer *layer)
+{
+    const model_config *c = b->source->config;
+    uint32_t inner = c->head_count * c->head_dim, rows = b->list->rows;
+    value p = add_matmul(b, "qkv", (int32_t)i, n, layer ? &layer->qkv : NULL, 4 * inner, OP_ACT_SILU_SIGMOID,
+                         3 * inner);
+    value o = new_value(b, rows, inner);
+    uint64_t scratch = rows == 1 ? 0 : op_lightning_scratch_bytes(&b->ctx, rows, c->head_count, c->head_dim);
+    add(b, (step){.kind = STEP_LIGHTNING,
+                  .name = "mixer",
+                  .layer = (int32_t)i,
+                  .in = p,
+                  .in2 = nothing,
+                  .out = o,
+                  .scratch = new_slot(b, scratch),
+                  .vector = layer ? &layer->decay : NULL});
+    value h = {NO_SLOT, NO_SLOT, NO_SLOT, inner};
+    if (wants_half(b, layer ? &layer->out : NULL))
+        add_half(b, &h, rows);
+    else
+        h = new_value(b, rows, inner);
+    add(b, (step){.kind = STEP_GATED_NORM,
+                  .name = "gated",
+                  .layer = (int32_t)i,
+                  .in = o,
+                  .in2 = p,
+                  .out = h,
+                  .scratch = NO_SLOT,
+                  .eps = (float)c->lightning_norm_eps,
+                  .vector = layer ? &layer->lightning_norm : NULL});
+    return h;
+}
+
+static value add_attention(builder *b, uint32_t i, value n, const model_layer *layer)
+{
+    const model_config *c = b->source->config;
+    uint32_t inner = c->head_count * c->head_dim, kv = c->kv_head_count * c->head_dim, rows = b->list->rows;
+    value p = add_matmul(b, "qkv", (int32_t)i, n, layer ? &layer->qkv : NULL, inner + 2 * kv, OP_ACT_NONE, 0);
+    value o = new_value(b, rows, inner);
+    op_kv shape = {.type = b->list->half ? FUL_TYPE_F16 : FUL_TYPE_F32,
+                   .kv_heads = c->kv_head_count,
+                   .head_dim = c->head_dim,
+                   .capacity_tokens = b->source->kv_tokens};
+    op_kv_layout(b->source->device, &shape);
+    uint64_t scratch = op_attention_scratch_bytes(&b->ctx, rows, c->head_count, c->head_dim, &shape);
+    add(b, (step){.kind = STEP_ATTENTION,
+                  .name = "mixer",
+                  .layer = (int32_t)i,
+                  .in = p,
+                  .in2 = nothing,
+                  .out = o,
+                  .scratch = new_slot(b, scratch)});
+    if (!wants_half(b, layer ? &layer->out : NULL))
+        return o;
+    value h = {NO_SLOT, NO_SLOT, NO_SLOT, inner};
+    add_half(b, &h, rows);
+    add(b, (step){.kind = STEP_PACK,
+                  .name = "pack",
+                  .layer = (int32_t)i,
+                  .in = o,
+                  .in2 = nothing,
+                  .out = h,
+                  .scratch = NO_SLOT});
+    return h;
+}
+
+static void add_layer(builder *b, uint32_t i, residual *r)
+{
+    const model_config *c = b->source->config;
+    const model_layer *layer = b->source->model ? &b->source->model->layers[i] : NULL;
+    bool lightning = c->layers[i] == LAYER_LIGHTNING;
+    uint32_t rows = b->list->rows;
+
+    value n = add_norm(b, "norm1", (int32_t)i, r, layer ? &layer->input_norm : NULL, c->norm_eps,
+                       wants_half(b, layer ? &layer->qkv : NULL), false);
+    value h = lightning ? add_lightning(b, i, n, layer) : add_attention(b, i, n, layer);
+    if (b->list->kind == SCHEDULE_PREFILL_NONE && i + 1 == c->block_count)
+        return; /* states and keys are all that later tokens see of these */
+    value y = add_matmul(b, "attn", (int32_t)i, h, layer ? &layer->out : NULL, c->hidden_size, OP_ACT_NONE, 0);
+    residual after = {n, y, lightning ? c->alpha_lightning : c->alpha_softmax,
+                      lightning ? c->beta_lightning : c->beta_softmax};
+
+    bool half = wants_half(b, layer ? &layer->w13 : NULL);
+    value m = add_norm(b, "norm2", (int32_t)i, &after, layer ? &layer->post_norm : NULL, c->norm_eps, half, false);
+    value m32 = {m.data, NO_SLOT, NO_SLOT, m.dim};
+    /* The router always reads f32: a flipped expert costs more than any rounding. */
+    value logits = new_value(b, rows, c->expert_count);
+    add(b, (step){.kind = STEP_MATMUL,
+                  .name = "router",
+                  .layer = (int32_t)i,
+                  .in = m32,
+                  .in2 = nothing,
+                  .out = logits,
+                  .scratch = NO_SLOT,
+                  .weights = layer ? &layer->router : NULL});
+    value routes = new_value(b, rows, 2 * c->top_k);
+    add(b, (step){.kind = STEP_ROUTE,
+                  .name = "routes",
+                  .layer = (int32_t)i,
+                  .in = logits,
+                  .in2 = nothing,
+                  .out = routes,
+                  .scratch = NO_SLOT});
+    value z = new_value(b, rows, c->hidden_size);
+    value x = half ? (value){NO_SLOT, m.half, m.scale, m.dim} : m32;
+    uint64_t scratch = op_moe_scratch_bytes(&b->ctx, rows, c->top_k, c->expert_count, c->hidden_size,
+                                            c->intermediate_size);
+    add(b, (step){.kind = STEP_MOE,
+                  .name = "moe",
+                  .layer = (int32_t)i,
+                  .in = x,
+                  .in2 = routes,
+                  .out = z,
+                  .scratch = new_slot(b, scratch),
+                  .weights = layer ? &layer->w13 : NULL,
+                  .weights2 = layer ? &layer->w2 : NULL});
+    *r = (residual){m32, z, c->alpha_mlp, c->beta_mlp};
+}
+
+static void add_head(builder *b, const residual *r, bool sample)
+{
+    const ful_model *model = b->source->model;
+    const model_config *c = b->source->config;
+    bool last = b->list->kind != SCHEDULE_PREFILL_ALL;
+    const gpu_tensor *head = model ? model_head(model) : NULL;
+    bool half = !last && wants_half(b, head);
+    value f = add_norm(b, "final", -1, r, model ? &model->final_norm : NULL, c->norm_eps, half, last);
+    if (half)
+        f.data = NO_SLOT;
+    add(b, (step){.kind = STEP_MATMUL,
+                  .name = "logits",
+                  .layer = -1,
+                  .in = f,
+                  .in2 = nothing,
+                  .out = {NO_SLOT, NO_SLOT, NO_SLOT, c->vocab_size},
+                  .scratch = NO_SLOT,
+                  .weights = head,
+                  .one_row = last,
+                  .to_logits = true});
+    step end = {.kind = sample ? STEP_SAMPLE : STEP_COPY,
+                .name = sample ? "sample" : "copy",
+                .layer = -1,
+                .in = nothing,
+                .in2 = nothing,
+                .out = nothing,
+                .scratch = sample ? new_slot(b, op_sample_scratch_bytes(&b->ctx, c->vocab_size)) : NO_SLOT,
+                .one_row = last};
+    add(b, end);
+}
+
+ful_result steps_build(const step_source *source, schedule_kind kind, uint32_t rows, bool sample, step_list *out)
+{
+    const model_config *c = source->config;
+    *out = (step_list){.alloc = device_alloc(source->device), .rows = rows, .kind = kind, .half = source->half};
+    builder b = {.source = source,
+                 .list = out,
+                 .ctx = {.device = source->device, .half = source->half, .layer = -1},
+                 .failed = FUL_OK};
+    value x = new_value(&b, rows, c->hidden_size);
+    add(&b, (step){.kind = STEP_EMBED,
+                   .name = "embed",
+                   .layer = -1,
+                   .in = nothing,
+                   .in2 = nothing,
+                   .out = x,
+                   .scratch = NO_SLOT,
+                   .weights = source->model ? &source->model->embedding : NULL});
+    residual r = {x, nothing, 1.0, 0.0};
+    for (uint32_t i = 0; i < c->block_count; i++)
+        add_layer(&b, i, &r);
+    if (kind != SCHEDULE_PREFILL_NONE)
+        add_head(&b, &r, sample);
+    if (b.failed == FUL_OK)
+        b.failed = slots_place(out);
+    if (b.failed != FUL_OK)
+        steps_free(out);
+    return b.failed;
+}
+
+void steps_free(step_list *list)
+{
+    mem_free(list->alloc, list->steps);
+    mem_free(list->alloc, list->slots);
+    *list = (step_list){.alloc = list->alloc};
+}
