@@ -1,10 +1,10 @@
 /* Double-precision references of every op, written from the model's formulas. No Vulkan, nothing
  * shared with the code under test.
  *
- * All matrices are row-major and dense unless a stride is named; strides count elements. Activations
- * are double, weights are float (already dequantised: exact values of bf16 or fp16). No function
- * fails except through assert() on a broken call or exhausted memory. Outputs may not overlap inputs
- * unless said. All functions are pure and may run on several threads at once. */
+ * All matrices are row-major and dense unless a stride is named; strides count elements.
+ * Activations are double, weights are float (already dequantised: exact values of bf16 or fp16). No
+ * function fails except through assert() on a broken call or exhausted memory. Outputs may not
+ * overlap inputs unless said. All functions are pure and may run on several threads at once. */
 #ifndef TESTS_REF_REF_H
 #define TESTS_REF_REF_H
 
@@ -45,10 +45,10 @@ void ref_gated_norm(uint32_t rows, uint32_t dim, const double *o, const double *
 
 typedef enum ref_activation {
     REF_ACT_NONE = 0,
-    REF_ACT_SILU,        /* every column */
-    REF_ACT_SIGMOID,     /* columns >= split; the others SiLU (fused qkv and gate: split = 3HD) */
+    REF_ACT_SILU,         /* every column */
+    REF_ACT_SIGMOID,      /* columns >= split; the others SiLU (fused qkv and gate: split = 3HD) */
     REF_ACT_SIGMOID_ONLY, /* columns >= split; the others unchanged */
-    REF_ACT_SWIGLU       /* out has N/2 columns: silu(column 2i) * column 2i+1 */
+    REF_ACT_SWIGLU        /* out has N/2 columns: silu(column 2i) * column 2i+1 */
 } ref_activation;
 
 /* out[rows][N] = x[rows][K] * W[N][K]^T. */
@@ -64,8 +64,8 @@ void ref_interleave_w13(uint32_t I, uint32_t K, const float *w1, const float *w3
 /* ---- lightning attention (ref_lightning.c) ---- */
 
 /* qkv: after SiLU, row t at qkv + t * stride (0: 3HD), layout [H][3][D] inside a row. slopes [H].
- * state [H][Dk][Dv]: read and replaced (zero it for a fresh sequence). out [T][H*D]. Token by token:
- * S = exp(-s) S + k^T v; o = q S. `slopes` > 0. */
+ * state [H][Dk][Dv]: read and replaced (zero it for a fresh sequence). out [T][H*D]. Token by
+ * token: S = exp(-s) S + k^T v; o = q S. `slopes` > 0. */
 void ref_lightning(uint32_t T, uint32_t H, uint32_t D, const double *qkv, size_t stride,
                    const double *slopes, double *state, double *out);
 
@@ -96,10 +96,11 @@ void ref_attention(uint32_t T, uint32_t position, uint32_t H, uint32_t Hk, uint3
 
 /* ---- mixture of experts (ref_moe.c) ---- */
 
-/* logits = m * gate^T, p = softmax over all E, the top_k largest (ties: lowest index), renormalised.
- * gate [E][dim]. Outputs, each may be NULL: logits [rows][E]; indices and weights [rows][top_k] in
- * falling order of p; gap [rows] = k-th largest minus (k+1)-th largest logit (INFINITY if top_k = E).
- * A comparison of routed results makes sense only where the gap exceeds the rounding. */
+/* logits = m * gate^T, p = softmax over all E, the top_k largest (ties: lowest index),
+ * renormalised. gate [E][dim]. Outputs, each may be NULL: logits [rows][E]; indices and weights
+ * [rows][top_k] in falling order of p; gap [rows] = k-th largest minus (k+1)-th largest logit
+ * (INFINITY if top_k = E). A comparison of routed results makes sense only where the gap exceeds
+ * the rounding. */
 void ref_route(uint32_t rows, uint32_t dim, uint32_t E, uint32_t top_k, const double *m,
                const float *gate, double *logits, uint32_t *indices, double *weights, double *gap);
 /* The same from given logits. */
@@ -112,8 +113,8 @@ typedef struct ref_expert {
     const float *w2;      /* [dim][I] */
 } ref_expert;
 
-/* out[r] = sum_k weights[r][k] * W2( silu(W1 m[r]) * (W3 m[r]) ), experts from indices [rows][top_k].
- * Rows are independent. */
+/* out[r] = sum_k weights[r][k] * W2( silu(W1 m[r]) * (W3 m[r]) ), experts from indices
+ * [rows][top_k]. Rows are independent. */
 void ref_moe(uint32_t rows, uint32_t dim, uint32_t I, uint32_t top_k, const double *m,
              const ref_expert *experts, const uint32_t *indices, const double *weights,
              double *out);

@@ -111,8 +111,8 @@ ful_result ref_model_load(const char *dir, decay_rule rule, ref_model **out)
         model->layers = ref_alloc_bytes(c->block_count, sizeof *model->layers);
         model->embed = load(&l, c->vocab_size, c->hidden_size, "model.embed_tokens.weight");
         model->final_norm = load(&l, c->hidden_size, 0, "model.norm.weight");
-        model->head = c->tied_head ? model->embed
-                                   : load(&l, c->vocab_size, c->hidden_size, "lm_head.weight");
+        model->head =
+            c->tied_head ? model->embed : load(&l, c->vocab_size, c->hidden_size, "lm_head.weight");
         if (rule != 0)
             c->decay = rule;
         for (uint32_t i = 0; i < c->block_count && l.result == FUL_OK; i++) {

@@ -8,12 +8,12 @@
 #include "ref.h"
 
 typedef struct ref_layer {
-    const float *norm1, *norm2;                /* [d] */
-    const float *qkv, *gate, *norm, *out;      /* lightning: [3HD][d], [HD][d], [HD], [d][HD] */
-    const float *q, *k, *v;                    /* softmax: [HD][d], [KD][d] twice; `out` [d][HD] */
-    const float *router;                       /* [E][d] */
-    ref_expert *experts;                       /* [E] */
-    double *slopes;                            /* [H]; lightning layers only, else NULL */
+    const float *norm1, *norm2;           /* [d] */
+    const float *qkv, *gate, *norm, *out; /* lightning: [3HD][d], [HD][d], [HD], [d][HD] */
+    const float *q, *k, *v;               /* softmax: [HD][d], [KD][d] twice; `out` [d][HD] */
+    const float *router;                  /* [E][d] */
+    ref_expert *experts;                  /* [E] */
+    double *slopes;                       /* [H]; lightning layers only, else NULL */
 } ref_layer;
 
 typedef struct ref_model {
@@ -48,10 +48,11 @@ void ref_state_destroy(ref_state **state);
 /* What one call of ref_forward computed, T rows each. */
 typedef struct ref_trace {
     uint32_t T, block_count, vocab_size, expert_count, top_k;
-    double *logits;          /* [T][V] */
-    double *hidden_final;    /* [T][d], after the final norm */
-    double **hidden_in;      /* [layer]: [T][d], the input of the layer */
-    double **norm1, **mixer; /* [layer]: [T][d]; mixer = output of the attention, before alpha, beta */
+    double *logits;       /* [T][V] */
+    double *hidden_final; /* [T][d], after the final norm */
+    double **hidden_in;   /* [layer]: [T][d], the input of the layer */
+    double **norm1,
+        **mixer; /* [layer]: [T][d]; mixer = output of the attention, before alpha, beta */
     double **norm2, **moe;   /* [layer]: [T][d] */
     double **router_logits;  /* [layer]: [T][E] */
     uint32_t **experts;      /* [layer]: [T][top_k], falling weight */
@@ -59,8 +60,8 @@ typedef struct ref_trace {
     double **router_gap;     /* [layer]: [T], see ref_route */
 } ref_trace;
 
-/* Runs T >= 1 tokens behind what `state` holds and advances it. Any split of a prompt gives the same
- * results to rounding. Returns everything computed; the caller destroys it. */
+/* Runs T >= 1 tokens behind what `state` holds and advances it. Any split of a prompt gives the
+ * same results to rounding. Returns everything computed; the caller destroys it. */
 ref_trace *ref_forward(const ref_model *model, ref_state *state, const int32_t *ids, uint32_t T);
 void ref_trace_destroy(ref_trace **trace);
 

@@ -74,8 +74,7 @@ static void expert_rows(uint32_t count, const uint32_t *pairs, uint32_t dim, uin
 }
 
 void ref_moe(uint32_t rows, uint32_t dim, uint32_t I, uint32_t top_k, const double *m,
-             const ref_expert *experts, const uint32_t *indices, const double *weights,
-             double *out)
+             const ref_expert *experts, const uint32_t *indices, const double *weights, double *out)
 {
     uint32_t total = rows * top_k, experts_used = 0;
     uint32_t *pairs = ref_alloc_bytes(total, sizeof *pairs);

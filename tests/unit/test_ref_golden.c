@@ -324,8 +324,10 @@ static void missing_folder_is_an_error(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(hybrid_7to1),  cmocka_unit_test(mixed_factors),
-        cmocka_unit_test(many_experts), cmocka_unit_test(demo_model),
+        cmocka_unit_test(hybrid_7to1),
+        cmocka_unit_test(mixed_factors),
+        cmocka_unit_test(many_experts),
+        cmocka_unit_test(demo_model),
         cmocka_unit_test(missing_folder_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

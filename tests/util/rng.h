@@ -10,12 +10,13 @@ typedef struct rng {
 } rng;
 
 rng rng_seed(uint64_t seed);
-uint64_t rng_next(rng *r);                /* splitmix64 */
-double rng_uniform(rng *r);               /* [0, 1) */
-double rng_normal(rng *r);                /* mean 0, variance 1 */
-uint32_t rng_below(rng *r, uint32_t n);   /* [0, n), n >= 1 */
+uint64_t rng_next(rng *r);              /* splitmix64 */
+double rng_uniform(rng *r);             /* [0, 1) */
+double rng_normal(rng *r);              /* mean 0, variance 1 */
+uint32_t rng_below(rng *r, uint32_t n); /* [0, n), n >= 1 */
 
-void rng_fill_normal(rng *r, float *out, size_t n, double scale); /* scale * normal, rounded to fp32 */
+void rng_fill_normal(rng *r, float *out, size_t n,
+                     double scale); /* scale * normal, rounded to fp32 */
 void rng_fill_uniform(rng *r, float *out, size_t n, double low, double high);
 
 /* The same values in both precisions: out64[i] == (double)out32[i], so that a device's fp32 input
