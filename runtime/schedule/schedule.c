@@ -144,12 +144,6 @@ void schedule_destroy(schedule **s)
     *s = NULL;
 }
 
-ful_result schedule_run(schedule *s)
-{
-    TRY(gpu_commands_submit(s->commands));
-    return gpu_commands_wait(s->commands);
-}
-
 uint32_t schedule_rows(const schedule *s)
 {
     return s->rows;

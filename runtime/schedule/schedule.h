@@ -62,9 +62,8 @@ ful_result schedule_max_rows(const schedule_shape *shape, uint32_t wanted, uint3
 ful_result schedule_create(const ful_model *model, schedule_kind kind, uint32_t rows, const schedule_io *io,
                            const sequence_state *state, bool sample, bool timed, schedule **out);
 void schedule_destroy(schedule **s);
-ful_result schedule_run(schedule *s); /* submit and wait */
 uint32_t schedule_rows(const schedule *s);
-gpu_commands *schedule_commands(schedule *s); /* for times and counts */
+gpu_commands *schedule_commands(schedule *s); /* to submit, wait, and for times and counts */
 
 /* The same steps, each submitted alone, with the tap after each. */
 ful_result schedule_run_tapped(const ful_model *model, schedule_kind kind, uint32_t rows, const schedule_io *io,

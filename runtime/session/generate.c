@@ -1,0 +1,110 @@
+/* Sampling and generation. */
+#include <string.h>
+
+#include "session/session.h"
+#include "text/sampler.h"
+
+ful_result ful_sample(ful_session *session, const ful_sampler_params *params, int32_t *token)
+{
+    if (!session || !token)
+        return fail(FUL_ERR_ARGUMENT, "ful_sample: session and token must not be NULL");
+    uint64_t start = time_ns();
+    TRY(session_fetch_logits(session));
+    ful_result r = ful_sample_logits(session->logits, session->model->config.vocab_size, params,
+                                     session->token_count, token);
+    session->stats.sample_ns += time_ns() - start;
+    return r;
+}
+
+typedef struct stop_list {
+    const int32_t *tokens;
+    size_t count;
+} stop_list;
+
+static bool is_stop(const stop_list *stops, int32_t token)
+{
+    for (size_t i = 0; i < stops->count; i++)
+        if (stops->tokens[i] == token)
+            return true;
+    return false;
+}
+
+/* Feeds `token` and draws the next one on the device: logits never reach the host. */
+static ful_result decode_and_sample(ful_session *s, int32_t token, const ful_sampler_params *p, int32_t *next)
+{
+    uint64_t start = time_ns(), waited = s->wait_ns;
+    TRY(session_check_tokens(s, &token, 1));
+    session_step step = {.kind = SCHEDULE_DECODE,
+                         .sample = true,
+                         .params = {.temperature = p->temperature,
+                                    .top_k = p->top_k,
+                                    .top_p = p->top_p > 0.0f ? p->top_p : 1.0f,
+                                    .min_p = p->min_p,
+                                    .uniform = (float)sampler_uniform(p->seed, s->token_count + 1)}};
+    TRY(session_run(s, &token, 1, &step));
+    TRY(session_append(s, &token, 1));
+    uint32_t drawn[2];
+    gpu_buffer_invalidate(s->model->device, &s->io.sampled, 0, sizeof drawn);
+    memcpy(drawn, s->io.sampled.mapped, sizeof drawn);
+    uint64_t ns = time_ns() - start;
+    s->stats.decode_tokens++;
+    s->stats.decode_ns += ns;
+    s->stats.decode_host_ns += ns - (s->wait_ns - waited);
+    if (drawn[1] & 1u)
+        return session_explain(s);
+    *next = (int32_t)drawn[0];
+    return FUL_OK;
+}
+
+static ful_result next_token(ful_session *s, int32_t token, const ful_sampler_params *p, bool on_device,
+                             int32_t *next)
+{
+    if (on_device)
+        return decode_and_sample(s, token, p, next);
+    TRY(ful_decode(s, token));
+    return ful_sample(s, p, next);
+}
+
+ful_result ful_generate(ful_session *session, const ful_generate_params *params, ful_token_fn fn, void *ctx,
+                        ful_stop *stop)
+{
+    ful_session *s = session;
+    if (stop)
+        *stop = FUL_STOP_NONE;
+    if (!s || !fn)
+        return fail(FUL_ERR_ARGUMENT, "ful_generate: session and fn must not be NULL");
+    ful_generate_params p = {0};
+    ful_sampler_params sampler = {.struct_size = sizeof sampler};
+    if (params)
+        memcpy(&p, params, params->struct_size < sizeof p ? params->struct_size : sizeof p);
+    if (p.sampler)
+        memcpy(&sampler, p.sampler,
+               p.sampler->struct_size < sizeof sampler ? p.sampler->struct_size : sizeof sampler);
+    sampler.struct_size = sizeof sampler;
+    int32_t eos = s->model->config.eos_token_id;
+    stop_list stops = {p.stop_tokens, p.n_stop_tokens};
+    if (stops.count == 0 && eos >= 0)
+        stops = (stop_list){&eos, 1};
+    /* On a processor the host's sampler is the faster one and reads the same memory. */
+    bool on_device = !sampler.mask && !s->tap && !device_is_cpu(s->model->device);
+
+    ful_stop why = FUL_STOP_NONE;
+    int32_t token;
+    ful_result r = ful_sample(s, &sampler, &token);
+    for (size_t given = 0; r == FUL_OK; given++) {
+        if (p.max_tokens && given == p.max_tokens)
+            why = FUL_STOP_MAX_TOKENS;
+        else if (is_stop(&stops, token))
+            why = FUL_STOP_TOKEN;
+        else if (!fn(ctx, token))
+            why = FUL_STOP_CALLBACK;
+        else if (s->token_count >= s->max_tokens)
+            why = FUL_STOP_CONTEXT;
+        if (why != FUL_STOP_NONE)
+            break;
+        r = next_token(s, token, &sampler, on_device, &token);
+    }
+    if (stop)
+        *stop = why;
+    return r;
+}

@@ -1,0 +1,64 @@
+/* A session's inside, for the files of this room and for tests. */
+#ifndef FULGUR_SESSION_SESSION_H
+#define FULGUR_SESSION_SESSION_H
+
+#include "fulgur/session.h"
+#include "schedule/schedule.h"
+
+enum { SESSION_MAX_SCHEDULES = 40 };
+
+typedef struct session_schedule {
+    schedule_kind kind;
+    uint32_t rows;
+    bool sample;
+    schedule *recorded;
+} session_schedule;
+
+struct ful_session {
+    ful_model *model;
+    const ful_alloc *alloc;
+    size_t max_tokens;
+    uint32_t chunk_tokens;
+    uint32_t all_rows; /* most rows of a step that gives all logits */
+    bool profile;
+
+    sequence_state state;
+    schedule_io io;
+    session_schedule schedules[SESSION_MAX_SCHEDULES];
+    uint32_t schedule_count;
+    schedule *last; /* the schedule run last, for its times */
+
+    int32_t *tokens;
+    size_t token_count, token_capacity;
+    bool failed;        /* logits became not finite: reset first */
+    bool has_logits;    /* of the last token, on the device */
+    bool host_logits;   /* ... and in `logits` */
+    float *logits;      /* [vocab] */
+    ful_stats stats;
+    uint64_t wait_ns;   /* spent waiting for the device */
+    ful_step_time *times;
+    size_t times_capacity;
+    const schedule_tap *tap; /* tests: every step goes through schedule_run_tapped */
+};
+
+/* Runs one step of `n` tokens that continue the session; `uniform` etc. only matter for sampling. Does not append to
+ * session->tokens. */
+typedef struct session_step {
+    schedule_kind kind;
+    bool sample;
+    step_params params; /* sampling fields */
+} session_step;
+ful_result session_run(ful_session *s, const int32_t *tokens, uint32_t n, const session_step *step);
+
+/* Appends to the list of tokens. */
+ful_result session_append(ful_session *s, const int32_t *tokens, size_t n);
+ful_result session_check_tokens(const ful_session *s, const int32_t *tokens, size_t n);
+/* Zeroes the states; keys need none. */
+ful_result session_clear_state(ful_session *s);
+/* Replays all tokens step by step and names the first layer with a value that is not finite. Always
+ * returns FUL_ERR_NOT_FINITE (or the error that stopped the replay); marks the session failed. */
+ful_result session_explain(ful_session *s);
+/* Logits of the last token in session->logits. */
+ful_result session_fetch_logits(ful_session *s);
+
+#endif
