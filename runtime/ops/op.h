@@ -32,13 +32,27 @@ typedef struct step_params {
 } step_params;
 enum { STEP_BINDING = 8 };
 
+/* Whether kernels spread over many invocations that share memory (GPUs) or over few that do not (CPU
+ * devices, where barriers are dear). */
+typedef enum op_shape {
+    OP_SHAPE_AUTO = 0, /* by device_is_cpu */
+    OP_SHAPE_NARROW = 1,
+    OP_SHAPE_WIDE = 2 /* tests force either, so that both run on any device */
+} op_shape;
+
 typedef struct op_context {
     ful_device *device;
     gpu_commands *commands;
     gpu_range step; /* sizeof(step_params) bytes of uniform buffer */
     bool half;      /* use fp16 variants where they exist and the device can */
     int32_t layer;  /* for labels; -1 = none */
+    op_shape shape;
 } op_context;
+
+static inline bool op_wide(const op_context *ctx)
+{
+    return ctx->shape == OP_SHAPE_AUTO ? !device_is_cpu(ctx->device) : ctx->shape == OP_SHAPE_WIDE;
+}
 
 /* True if the device can run the fp16 variants (fp16 arithmetic, 16-bit storage, 6 storage buffers). */
 bool op_half_usable(const ful_device *device);
