@@ -233,7 +233,8 @@ static void os_unmap(void *p, size_t bytes)
     munmap(p, bytes);
 }
 
-/* The rename itself must reach the disk too; a folder that can't be opened or synced is no error. */
+/* The rename itself must reach the disk too; a folder that can't be opened or synced is no error.
+ */
 static void os_sync_folder(const char *path)
 {
     char dir[PATH_BYTES];
@@ -331,8 +332,8 @@ static ful_result read_all(const ful_alloc *a, const char *path, int fd, size_t 
             break;
         used += (size_t)n;
         if (used > max_bytes) {
-            result = fail(FUL_ERR_IO, "%s: more than the limit of %" PRIu64 " bytes", path,
-                          max_bytes);
+            result =
+                fail(FUL_ERR_IO, "%s: more than the limit of %" PRIu64 " bytes", path, max_bytes);
             break;
         }
         if (capacity - used < 2)

@@ -8,8 +8,8 @@ enum { LINE_BYTES = 1024 };
 
 static _Thread_local char line[LINE_BYTES];
 
-/* Texts from files (tensor names, JSON values) end up in error lines, so: one line, printable, and no
- * half of a UTF-8 sequence where the text was cut. */
+/* Texts from files (tensor names, JSON values) end up in error lines, so: one line, printable, and
+ * no half of a UTF-8 sequence where the text was cut. */
 static void line_set(const char *text, bool cut)
 {
     static const char mark[] = "...";
