@@ -1,0 +1,17 @@
+# cmake -DVALIDATOR=spirv-val -DMODULES=FILE -P: checks every "ENVIRONMENT PATH" line.
+file(STRINGS ${MODULES} _lines)
+set(_failed 0)
+foreach(_line IN LISTS _lines)
+    string(REGEX MATCH "^([^ ]+) (.*)$" _ "${_line}")
+    execute_process(COMMAND ${VALIDATOR} --target-env ${CMAKE_MATCH_1} ${CMAKE_MATCH_2}
+        RESULT_VARIABLE _result OUTPUT_VARIABLE _output ERROR_VARIABLE _output)
+    if(NOT _result EQUAL 0)
+        message(STATUS "${CMAKE_MATCH_2}: ${_output}")
+        math(EXPR _failed "${_failed} + 1")
+    endif()
+endforeach()
+list(LENGTH _lines _count)
+if(_failed GREATER 0)
+    message(FATAL_ERROR "${_failed} of ${_count} modules are invalid")
+endif()
+message(STATUS "${_count} modules are valid")

@@ -1,0 +1,3 @@
+/* volk is part of the library: its functions load the Vulkan loader at run time, so nothing here is
+ * linked against Vulkan. */
+#include <volk.c>
