@@ -177,8 +177,9 @@ ful_result op_lightning_prefill(const op_context *ctx, const op_lightning_args *
 ful_result op_lightning_decode(const op_context *ctx, const op_lightning_args *args);
 
 /* ---- attention.c ---- */
-/* Keys (after RoPE) and values of one softmax layer of one sequence, in windows of tokens:
- * [window_tokens][2 (k, v)][kv_heads][head_dim], f32 or f16. */
+/* Keys (after RoPE) and values of one softmax layer of one sequence, in windows of tokens. A token is
+ * [2 (k, v)][kv_heads][head_dim] f32, or f16 with a power-of-two scale a row: the halves, then
+ * [2][kv_heads] f32 that undo the scales, then padding to 16 bytes. Sizes only through op_kv_bytes. */
 typedef struct op_kv {
     ful_type type;
     uint32_t kv_heads, head_dim;
