@@ -1,0 +1,86 @@
+/* What the commands of the fulgur program share: options, opening a model with a progress bar, Ctrl-C. */
+#ifndef FULGUR_SAMPLES_CLI_H
+#define FULGUR_SAMPLES_CLI_H
+
+#include <fulgur/model.h>
+#include <fulgur/session.h>
+#include <fulgur/tokenizer.h>
+
+/* Exit codes. */
+enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_INTERRUPTED = 130 };
+
+typedef enum cli_kind { CLI_FLAG, CLI_TEXT, CLI_UINT, CLI_UINT64, CLI_FLOAT } cli_kind;
+
+typedef struct cli_option {
+    char letter;       /* 0 = none */
+    const char *name;  /* long name */
+    const char *value; /* what to call its value in the help; NULL for flags */
+    cli_kind kind;
+    void *target; /* bool, const char *, uint32_t, uint64_t, float */
+    const char *help;
+} cli_option;
+
+typedef struct cli_command {
+    const char *name;
+    const char *arguments; /* for the usage line */
+    const char *summary;
+    int (*run)(int argc, char **argv);
+} cli_command;
+
+/* Reads options; positional arguments are moved to the end of argv and *first is the index of the first.
+ * Returns -1 to go on, else the exit code (help was asked for, or an error was printed). */
+int cli_parse(const cli_command *command, int argc, char **argv, const cli_option *options, int count, int *first);
+
+extern const cli_command cmd_devices, cmd_inspect, cmd_run, cmd_chat, cmd_tokenize, cmd_perplexity, cmd_logits;
+
+/* Options of every command that runs a model, and what they open. */
+typedef struct cli_model {
+    const char *device_text, *precision_text, *decay_text;
+    uint32_t context, chunk;
+    bool verbose, profile;
+
+    ful_instance *instance;
+    ful_device *device;
+    ful_model *model;
+    ful_session *session;
+    ful_tokenizer *tokenizer; /* if wanted */
+    uint64_t load_ns;
+} cli_model;
+
+enum { CLI_MODEL_OPTIONS = 6 };
+void cli_model_options(cli_model *m, cli_option *out); /* fills CLI_MODEL_OPTIONS of them */
+
+/* Each prints what went wrong and returns false. */
+bool cli_open_instance(ful_instance **instance, bool verbose);
+/* context: tokens wanted if the user did not say; 0 = default */
+bool cli_open_model(cli_model *m, const char *path, bool with_tokenizer, size_t context);
+void cli_close_model(cli_model *m);
+
+/* Prints "fulgur: CONTEXT: ful_last_error()". Returns CLI_FAILED. */
+int cli_fail(const char *context);
+
+/* Reads a whole file or, for "-", standard input; free() the result. */
+char *cli_read_file(const char *path, size_t *bytes);
+/* Encodes text; free() the result. NULL after printing the error. bos: put in front if >= 0. */
+int32_t *cli_encode(const ful_tokenizer *t, const char *text, size_t bytes, int32_t bos, size_t *count);
+
+/* Sampling options shared by run and chat. */
+typedef struct cli_sampling {
+    uint64_t seed;
+    float temp, top_p, min_p;
+    uint32_t top_k, max_tokens;
+    bool no_bos;
+} cli_sampling;
+enum { CLI_SAMPLING_OPTIONS = 7 };
+void cli_sampling_options(cli_sampling *s, cli_option *out);
+ful_sampler_params cli_sampler(const cli_sampling *s);
+
+/* True once Ctrl-C was pressed (after cli_watch_interrupt). */
+void cli_watch_interrupt(void);
+bool cli_interrupted(void);
+void cli_clear_interrupt(void);
+
+uint64_t cli_now_ns(void);
+void cli_print_json_string(const char *text, size_t bytes); /* with quotes; bytes that are no UTF-8 become U+FFFD */
+
+#endif
