@@ -1,0 +1,264 @@
+// Expert matrices times few rows: each group of LANES invocations holds two adjacent rows of one
+// expert's matrix against at most R activation rows routed to it, so the weights are read once.
+//
+//   MODE 0  h[i]   = SiLU(w13[2i] . x) * (w13[2i+1] . x)        x of the pair's row
+//   MODE 1  d[p][n] = w2[n] . h                                 one output row a pair
+//   MODE 2  z[r][n] = sum_k weight_rk * (w2_e(r,k)[n] . h[r,k]) down and combine at once, R = 1
+//
+// x: MODE 0 [rows][x_stride] f32, or with X_HALF packed halves and a scale a row; else hidden
+// [pairs][width] f32. w: one window of [experts][rows][cols]. Groups (x, y): x names the activation
+// rows by SOURCE, y the block of weight rows.
+//   SOURCE 0  x = a pair p. The first pair of each expert collects the later ones of its expert; the
+//             others leave. Hidden rows lie at their pair's index. (MODE 2: x = a row.)
+//   SOURCE 1  x = a tile of moe_sort. Hidden rows lie at their sorted index.
+// LANES = 1 uses neither shared memory nor barriers and is meant for CPU devices, which load x as a
+// scalar then. Sums are f32 in a fixed order.
+#version 450
+#extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
+#include "inc/math.glsl"
+#include "inc/step.glsl"
+#include "inc/moe.glsl"
+#include "inc/weights.glsl"
+
+layout(local_size_x_id = 0) in;
+layout(constant_id = 0) const uint WG = 128;
+layout(constant_id = 1) const uint LANES = 1;
+layout(constant_id = 2) const uint R = 1;
+layout(constant_id = 3) const uint MODE = 0;
+layout(constant_id = 4) const uint SOURCE = 0;
+
+#ifdef X_HALF
+layout(std430, binding = 0) readonly buffer X { uint x[]; };
+layout(std430, binding = 4) readonly buffer XScale { float x_scale[]; };
+#else
+layout(std430, binding = 0) readonly buffer X { float x[]; };
+#endif
+layout(std430, binding = 1) readonly buffer W { uvec4 w[]; };
+layout(std430, binding = 2) readonly buffer Lists { uint lists[]; }; // SOURCE 0: the routes
+layout(std430, binding = 3) writeonly buffer Out { float outputs[]; };
+
+layout(push_constant) uniform Push {
+    uint row0;         // first row of this part of the step
+    uint row_cap;      // most rows in this part
+    uint top_k;
+    uint experts;
+    uint window_expert; // the window holds experts from here on ...
+    uint window_experts;
+    uint window_row;  // ... and their rows from here on
+    uint window_rows;
+    uint cols;
+    uint row_uvec4;  // stride of the weight rows
+    uint x_stride;
+    uint out_stride;
+    uint rows; // of one expert
+} push;
+
+#ifdef WIDE
+shared float partial[2 * R * WG];
+#endif
+
+uint lane_index;
+uint x_at[R];
+float sum0[R];
+float sum1[R];
+
+float load_x(uint index)
+{
+#ifdef X_HALF
+    vec2 two = unpackHalf2x16(x[index >> 1]);
+    return (index & 1u) == 0u ? two.x : two.y;
+#else
+    return x[index];
+#endif
+}
+
+void unpack(uvec4 words, out float values[8])
+{
+#ifdef WEIGHT_F32
+    vec4 four = unpack_weights4(words);
+    values = float[8](four.x, four.y, four.z, four.w, 0.0, 0.0, 0.0, 0.0);
+#else
+    vec4 low = unpack_weights_low(words), high = unpack_weights_high(words);
+    values = float[8](low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w);
+#endif
+}
+
+// Adds the products of the two weight rows with the activation rows at x_at, this lane's share.
+void accumulate(uint row_a, uint row_b)
+{
+    uint whole = push.cols / WEIGHTS_PER_UVEC4;
+    for (uint c = lane_index; c < whole; c += LANES) {
+        float a[8], b[8];
+        unpack(w[row_a + c], a);
+        unpack(w[row_b + c], b);
+        uint column = c * WEIGHTS_PER_UVEC4;
+        [[unroll]] for (uint t = 0u; t < WEIGHTS_PER_UVEC4; t++) {
+            [[unroll]] for (uint j = 0u; j < R; j++) {
+                float value = load_x(x_at[j] + column + t);
+                sum0[j] += a[t] * value;
+                sum1[j] += b[t] * value;
+            }
+        }
+    }
+    uint rest = push.cols - whole * WEIGHTS_PER_UVEC4;
+    if (rest > 0u && lane_index == whole % LANES) {
+        float a[8], b[8];
+        unpack(w[row_a + whole], a);
+        unpack(w[row_b + whole], b);
+        uint column = whole * WEIGHTS_PER_UVEC4;
+        [[unroll]] for (uint t = 0u; t < WEIGHTS_PER_UVEC4; t++) {
+            if (t < rest) {
+                [[unroll]] for (uint j = 0u; j < R; j++) {
+                    float value = load_x(x_at[j] + column + t);
+                    sum0[j] += a[t] * value;
+                    sum1[j] += b[t] * value;
+                }
+            }
+        }
+    }
+}
+
+void clear()
+{
+    [[unroll]] for (uint j = 0u; j < R; j++) {
+        sum0[j] = 0.0;
+        sum1[j] = 0.0;
+    }
+}
+
+// Sums over the lanes of a group; the first lane gets the result.
+void reduce()
+{
+#ifdef WIDE
+    uint me = gl_LocalInvocationID.x;
+    [[unroll]] for (uint j = 0u; j < R; j++) {
+        partial[(2u * j) * WG + me] = sum0[j];
+        partial[(2u * j + 1u) * WG + me] = sum1[j];
+    }
+    barrier();
+    for (uint half_width = LANES / 2u; half_width > 0u; half_width /= 2u) {
+        if (lane_index < half_width) {
+            [[unroll]] for (uint j = 0u; j < 2u * R; j++)
+                partial[j * WG + me] += partial[j * WG + me + half_width];
+        }
+        barrier();
+    }
+    [[unroll]] for (uint j = 0u; j < R; j++) {
+        sum0[j] = partial[(2u * j) * WG + me];
+        sum1[j] = partial[(2u * j + 1u) * WG + me];
+    }
+#endif
+}
+
+bool in_window(uint expert)
+{
+    return expert >= push.window_expert && expert - push.window_expert < push.window_experts;
+}
+
+void main()
+{
+    lane_index = gl_LocalInvocationID.x % LANES;
+    uint couple = gl_WorkGroupID.y * (WG / LANES) + gl_LocalInvocationID.x / LANES;
+    uint row_a = couple * 2u; // of the window
+    bool have_a = row_a < push.window_rows, have_b = row_a + 1u < push.window_rows;
+    bool first_lane = lane_index == 0u;
+    // Rows that are not there read the last one; nothing of it is stored.
+    row_a = min(row_a, push.window_rows - 1u);
+    uint row_b = min(row_a + 1u, push.window_rows - 1u);
+    uint rows = rows_from(push.row0, push.row_cap);
+    uint item = gl_WorkGroupID.x;
+
+    if (MODE == 2u) {
+        if (item >= rows)
+            return;
+        clear();
+        float z0 = 0.0, z1 = 0.0;
+        for (uint k = 0u; k < push.top_k; k++) {
+            uint pair = item * push.top_k + k;
+            uint expert = lists[pair * 2u];
+            if (!in_window(expert))
+                continue;
+            uint base = (expert - push.window_expert) * push.window_rows;
+            x_at[0] = pair * push.x_stride;
+            clear();
+            accumulate((base + row_a) * push.row_uvec4, (base + row_b) * push.row_uvec4);
+            float weight = uintBitsToFloat(lists[pair * 2u + 1u]);
+            z0 += weight * sum0[0];
+            z1 += weight * sum1[0];
+        }
+        sum0[0] = z0;
+        sum1[0] = z1;
+        reduce();
+        uint at = item * push.out_stride + push.window_row + row_a;
+        if (first_lane && have_a)
+            outputs[at] = sum0[0];
+        if (first_lane && have_b)
+            outputs[at + 1u] = sum1[0];
+        return;
+    }
+
+    uint expert, count;
+    uint out_row[R];
+    uint x_row[R];
+    if (SOURCE == 0u) {
+        uint pairs = rows * push.top_k;
+        if (item >= pairs)
+            return;
+        expert = lists[item * 2u];
+        if (!in_window(expert))
+            return;
+        for (uint p = 0u; p < item; p++) {
+            if (lists[p * 2u] == expert)
+                return;
+        }
+        count = 0u;
+        uint p = item;
+        [[unroll]] for (uint j = 0u; j < R; j++) {
+            while (p < pairs && lists[p * 2u] != expert)
+                p++;
+            count += p < pairs ? 1u : 0u;
+            uint found = p < pairs ? p : item;
+            x_row[j] = MODE == 0u ? found / push.top_k : found;
+            out_row[j] = found;
+            p++;
+        }
+    } else {
+        uint tile = lists[push.window_expert] + item;
+        if (tile >= lists[push.window_expert + push.window_experts])
+            return;
+        uint word = tiles_at(push.experts, push.row_cap * push.top_k) + tile * TILE_WORDS;
+        expert = lists[word];
+        uint first = lists[word + 1u];
+        count = lists[word + 2u];
+        [[unroll]] for (uint j = 0u; j < R; j++) {
+            uint at = first + min(j, count - 1u);
+            uint pair = lists[sorted_at(push.experts) + at];
+            x_row[j] = MODE == 0u ? pair / push.top_k : at;
+            out_row[j] = MODE == 0u ? at : pair;
+        }
+    }
+    [[unroll]] for (uint j = 0u; j < R; j++)
+        x_at[j] = x_row[j] * push.x_stride;
+    uint base = (expert - push.window_expert) * push.window_rows;
+    clear();
+    accumulate((base + row_a) * push.row_uvec4, (base + row_b) * push.row_uvec4);
+    reduce();
+    [[unroll]] for (uint j = 0u; j < R; j++) {
+        float a = sum0[j], b = sum1[j];
+#ifdef X_HALF
+        a *= x_scale[x_row[j]];
+        b *= x_scale[x_row[j]];
+#endif
+        uint at = out_row[j] * push.out_stride;
+        if (MODE == 0u) {
+            if (first_lane && have_a && j < count)
+                outputs[at + (push.window_row + row_a) / 2u] = silu(a) * b;
+        } else {
+            if (first_lane && have_a && j < count)
+                outputs[at + push.window_row + row_a] = a;
+            if (first_lane && have_b && j < count)
+                outputs[at + push.window_row + row_a + 1u] = b;
+        }
+    }
+}
