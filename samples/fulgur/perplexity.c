@@ -79,20 +79,40 @@ static void trim(const char **text, const char **end)
         --*end;
 }
 
+/* Takes the next document off *text; false when there is none. */
+static bool next_document(const char **text, const char *end, const char *mark, const char **first, const char **last)
+{
+    size_t mark_bytes = strlen(mark);
+    while (*text < end) {
+        const char *at = mark_bytes ? find_mark(*text, end, mark, mark_bytes) : NULL;
+        *first = *text;
+        *last = at ? at : end;
+        *text = at ? at + mark_bytes : end;
+        trim(first, last);
+        if (*first < *last)
+            return true;
+    }
+    return false;
+}
+
 static bool score_text(cli_model *m, score *s, const char *text, size_t bytes, const char *mark, int32_t bos,
                        size_t window)
 {
-    const char *end = text + bytes;
-    size_t mark_bytes = strlen(mark);
-    while (text < end) {
-        const char *at = mark_bytes ? find_mark(text, end, mark, mark_bytes) : NULL;
-        const char *first = text, *last = at ? at : end;
-        trim(&first, &last);
-        if (first < last && !score_document(m, s, first, (size_t)(last - first), bos, window))
+    const char *end = text + bytes, *first, *last;
+    while (next_document(&text, end, mark, &first, &last))
+        if (!score_document(m, s, first, (size_t)(last - first), bos, window))
             return false;
-        text = at ? at + mark_bytes : end;
-    }
     return true;
+}
+
+/* A document has at most a token a byte: what a session must be able to hold. */
+static size_t longest_document(const char *text, size_t bytes, const char *mark)
+{
+    const char *end = text + bytes, *first, *last;
+    size_t most = 0;
+    while (next_document(&text, end, mark, &first, &last))
+        most = (size_t)(last - first) > most ? (size_t)(last - first) : most;
+    return most;
 }
 
 static void print_result(const score *s, size_t window, int32_t bos, bool json, uint64_t ns)
@@ -139,8 +159,7 @@ static int run(int argc, char **argv)
         return CLI_FAILED;
     cli_watch_interrupt();
     code = CLI_FAILED;
-    /* A byte is the most a token can cost; the text's size bounds the context that is needed. */
-    if (cli_open_model(&m, argv[first], true, window ? window : bytes + 1)) {
+    if (cli_open_model(&m, argv[first], true, window ? window : longest_document(text, bytes, mark) + 1)) {
         int32_t bos = no_bos ? -1 : ful_model_get_info(m.model)->bos_token_id;
         size_t most = ful_model_get_plan(m.model)->max_tokens;
         size_t used = window && window < most ? window : most;
