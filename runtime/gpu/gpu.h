@@ -47,6 +47,7 @@ typedef struct gpu_buffer {
     uint64_t memory_bytes;
     void *mapped; /* NULL unless host-visible */
     bool coherent;
+    uint32_t memory_type; /* index of the Vulkan memory type */
     const char *name; /* static or owned by the creator; for messages */
 } gpu_buffer;
 

@@ -1,0 +1,402 @@
+/* Finding, opening, losing and closing devices. */
+#include <ctype.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "gpu/gpu_internal.h"
+
+/* How long a lost device is given to end its work before its objects are left behind. */
+#define RELEASE_GRACE_NS (5ull * 1000 * 1000 * 1000)
+
+/* Array from the instance's allocator; *count = 0 and NULL without devices. */
+static ful_result physical_list(const ful_instance *in, VkPhysicalDevice **out, uint32_t *count)
+{
+    *out = NULL;
+    *count = 0;
+    if (!in->vk)
+        return FUL_OK;
+    uint32_t n = 0;
+    VkResult r = vkEnumeratePhysicalDevices(in->vk, &n, NULL);
+    if (r != VK_SUCCESS || n == 0) {
+        /* A loader without any driver answers VK_ERROR_INITIALIZATION_FAILED. */
+        if (r != VK_SUCCESS)
+            log_write(&in->log, FUL_LOG_INFO, "vkEnumeratePhysicalDevices: %s", vk_result_name(r));
+        return FUL_OK;
+    }
+    VkPhysicalDevice *list = mem_array(&in->alloc, n, sizeof(VkPhysicalDevice));
+    if (!list)
+        return mem_fail(n * sizeof(VkPhysicalDevice), "the list of devices");
+    r = vkEnumeratePhysicalDevices(in->vk, &n, list);
+    if (r != VK_SUCCESS && r != VK_INCOMPLETE) {
+        mem_free(&in->alloc, list);
+        return fail(FUL_ERR_NO_DEVICE, "vkEnumeratePhysicalDevices: %s", vk_result_name(r));
+    }
+    *out = list;
+    *count = n;
+    return FUL_OK;
+}
+
+ful_result ful_device_list(ful_instance *instance, ful_device_info *out, uint32_t *count)
+{
+    if (!instance || !count)
+        return fail(FUL_ERR_ARGUMENT, "ful_device_list: instance or count is NULL");
+    VkPhysicalDevice *list;
+    uint32_t n;
+    uint32_t room = *count;
+    TRY(physical_list(instance, &list, &n));
+    ful_result r = FUL_OK;
+    for (uint32_t i = 0; out && i < n && i < room && r == FUL_OK; i++) {
+        device_facts facts;
+        r = facts_read(instance, list[i], i, &facts);
+        if (r == FUL_OK)
+            out[i] = facts.info;
+    }
+    mem_free(&instance->alloc, list);
+    if (r == FUL_OK)
+        *count = n;
+    return r;
+}
+
+static bool name_contains(const char *name, const char *part)
+{
+    size_t n = strlen(part);
+    for (; *name; name++) {
+        size_t i = 0;
+        while (i < n && name[i] &&
+               tolower((unsigned char)name[i]) == tolower((unsigned char)part[i]))
+            i++;
+        if (i == n)
+            return true;
+    }
+    return n == 0;
+}
+
+static bool info_matches(const ful_device_info *info, const ful_device_params *p)
+{
+    return (!p->uuid || memcmp(p->uuid, info->uuid, sizeof(info->uuid)) == 0) &&
+           (!p->index || *p->index == info->index) &&
+           (!p->name_part || name_contains(info->name, p->name_part));
+}
+
+static bool info_better(const ful_device_info *a, const ful_device_info *b)
+{
+    static const int rank[] = {
+        [FUL_DEVICE_OTHER] = 0,   [FUL_DEVICE_INTEGRATED] = 3, [FUL_DEVICE_DISCRETE] = 4,
+        [FUL_DEVICE_VIRTUAL] = 2, [FUL_DEVICE_CPU] = 1,
+    };
+    if (a->usable != b->usable)
+        return a->usable;
+    if (rank[a->kind] != rank[b->kind])
+        return rank[a->kind] > rank[b->kind];
+    return a->caps.device_memory_bytes > b->caps.device_memory_bytes;
+}
+
+static void names_append(char *text, size_t bytes, const ful_device_info *info)
+{
+    size_t used = strlen(text);
+    snprintf(text + used, bytes - used, "%s%u: %s", used ? ", " : "", (unsigned)info->index,
+             info->name);
+}
+
+/* Chooses by params, and fills *facts. */
+static ful_result device_choose(const ful_instance *in, const ful_device_params *p,
+                                device_facts *facts)
+{
+    VkPhysicalDevice *list;
+    uint32_t n;
+    TRY(physical_list(in, &list, &n));
+    char names[400] = "";
+    bool found = false;
+    ful_result r = FUL_OK;
+    for (uint32_t i = 0; i < n && r == FUL_OK; i++) {
+        device_facts f;
+        r = facts_read(in, list[i], i, &f);
+        if (r != FUL_OK)
+            break;
+        names_append(names, sizeof(names), &f.info);
+        if (info_matches(&f.info, p) && (!found || info_better(&f.info, &facts->info))) {
+            *facts = f;
+            found = true;
+        }
+    }
+    mem_free(&in->alloc, list);
+    if (r != FUL_OK)
+        return r;
+    if (!in->vk)
+        return fail(FUL_ERR_NO_DEVICE, "no Vulkan loader, or none that works: install a Vulkan "
+                                       "driver (mesa-vulkan-drivers on Debian)");
+    if (n == 0)
+        return fail(FUL_ERR_NO_DEVICE, "the Vulkan loader knows no device: install a Vulkan driver "
+                                       "(mesa-vulkan-drivers on Debian)");
+    if (!found && p->index)
+        return fail(FUL_ERR_NO_DEVICE, "no device matches index %u; there are %s",
+                    (unsigned)*p->index, names);
+    if (!found)
+        return fail(FUL_ERR_NO_DEVICE, "no device matches %s \"%s\"; there are %s",
+                    p->name_part ? "name" : "the given", p->name_part ? p->name_part : "UUID",
+                    names);
+    return FUL_OK;
+}
+
+static ful_result device_create_vulkan(ful_device *d)
+{
+    VkResult r = facts_create_device(&d->facts, &d->info.caps, &d->vk);
+    if (r != VK_SUCCESS) {
+        d->vk = VK_NULL_HANDLE;
+        return fail(r == VK_ERROR_OUT_OF_HOST_MEMORY ? FUL_ERR_HOST_MEMORY : FUL_ERR_UNSUPPORTED,
+                    "device %s: vkCreateDevice failed with %s (%d)", d->info.name,
+                    vk_result_name(r), (int)r);
+    }
+    volkLoadDeviceTable(&d->fn, d->vk);
+    d->fn.vkGetDeviceQueue(d->vk, d->facts.queue_family, 0, &d->queue);
+    VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
+    r = d->fn.vkCreateFence(d->vk, &fence, NULL, &d->idle_fence);
+    return r == VK_SUCCESS ? FUL_OK : vk_fail(d, r, "vkCreateFence");
+}
+
+/* Cautious first guesses: too slow a guess only means shorter submissions. */
+static void device_guess_speed(ful_device *d)
+{
+    static const struct {
+        double bytes_per_ns, flops_per_ns;
+    } guess[] = {
+        [FUL_DEVICE_OTHER] = {8, 100},       [FUL_DEVICE_INTEGRATED] = {20, 300},
+        [FUL_DEVICE_DISCRETE] = {150, 3000}, [FUL_DEVICE_VIRTUAL] = {20, 300},
+        [FUL_DEVICE_CPU] = {4, 8},
+    };
+    double one = 1.0;
+    uint64_t bits;
+    d->bytes_per_ns = guess[d->info.kind].bytes_per_ns;
+    d->flops_per_ns = guess[d->info.kind].flops_per_ns;
+    memcpy(&bits, &one, sizeof(bits));
+    atomic_store(&d->rate_bits, bits);
+}
+
+static ful_result device_fill(ful_device *d, const ful_device_params *p)
+{
+    ful_caps caps = d->facts.info.caps;
+    caps_remove(p->caps_off, &caps);
+    TRY(caps_apply(p->caps, "ful_device_params.caps", &caps));
+    d->info = d->facts.info;
+    d->info.caps = caps;
+    if (d->info.usable)
+        d->info.usable =
+            caps_meet_floor(&caps, &d->facts.raw, d->info.why_not, sizeof(d->info.why_not));
+    if (!d->info.usable)
+        return fail(FUL_ERR_UNSUPPORTED, "device %s can't be used: %s", d->info.name,
+                    d->info.why_not);
+    d->max_submit_ms = p->max_submit_ms ? p->max_submit_ms : 100;
+    d->wait_timeout_ms = p->wait_timeout_ms ? p->wait_timeout_ms : 30000;
+    d->memory_limit_bytes = p->memory_limit_bytes ? p->memory_limit_bytes : UINT64_MAX;
+    if (caps.device_memory_bytes < d->facts.raw.device_memory_bytes &&
+        caps.device_memory_bytes < d->memory_limit_bytes)
+        d->memory_limit_bytes = caps.device_memory_bytes;
+    device_guess_speed(d);
+    d->queue_lock = mutex_create(&d->alloc);
+    d->memory_lock = mutex_create(&d->alloc);
+    d->pipeline_lock = mutex_create(&d->alloc);
+    if (!d->queue_lock || !d->memory_lock || !d->pipeline_lock)
+        return mem_fail(sizeof(void *), "the device's locks");
+    TRY(device_create_vulkan(d));
+    return cache_open(d, p);
+}
+
+ful_result ful_device_open(ful_device **out, ful_instance *instance,
+                           const ful_device_params *params)
+{
+    if (!out || !instance)
+        return fail(FUL_ERR_ARGUMENT, "ful_device_open: out or instance is NULL");
+    *out = NULL;
+    ful_device_params p = {0};
+    if (params) {
+        if (params->struct_size == 0)
+            return fail(FUL_ERR_ARGUMENT, "ful_device_open: struct_size is 0");
+        memcpy(&p, params, params->struct_size < sizeof(p) ? params->struct_size : sizeof(p));
+    }
+    if (!p.cache_get != !p.cache_set)
+        return fail(FUL_ERR_ARGUMENT, "ful_device_open: cache_get and cache_set go together");
+    ful_device *d = mem_zalloc(&instance->alloc, 1, sizeof(*d));
+    if (!d)
+        return mem_fail(sizeof(*d), "the device");
+    d->instance = instance;
+    d->alloc = instance->alloc;
+    ful_result r = device_choose(instance, &p, &d->facts);
+    if (r == FUL_OK)
+        r = device_fill(d, &p);
+    if (r != FUL_OK) {
+        ful_device_close(&d);
+        return r;
+    }
+    log_write(&instance->log, FUL_LOG_INFO, "device %u: %s (%s), %s, Vulkan %u.%u, %.1f GiB",
+              (unsigned)d->info.index, d->info.name, ful_device_kind_name(d->info.kind),
+              d->info.driver, (unsigned)VK_API_VERSION_MAJOR(d->info.caps.api_version),
+              (unsigned)VK_API_VERSION_MINOR(d->info.caps.api_version),
+              (double)d->info.caps.device_memory_bytes / (1024.0 * 1024.0 * 1024.0));
+    *out = d;
+    return FUL_OK;
+}
+
+/* Every submission was waited for by its owner, so this only settles what a bug left behind. */
+static bool device_settle(ful_device *d)
+{
+    if (atomic_load(&d->lost))
+        return device_releasable(d);
+    mutex_lock(d->queue_lock);
+    VkResult r = d->fn.vkQueueSubmit(d->queue, 0, NULL, d->idle_fence);
+    mutex_unlock(d->queue_lock);
+    if (r == VK_SUCCESS)
+        r = d->fn.vkWaitForFences(d->vk, 1, &d->idle_fence, VK_TRUE,
+                                  (uint64_t)d->wait_timeout_ms * 1000000u);
+    return r == VK_SUCCESS || r == VK_ERROR_DEVICE_LOST;
+}
+
+void ful_device_close(ful_device **device)
+{
+    if (!device || !*device)
+        return;
+    ful_device *d = *device;
+    *device = NULL;
+    if (d->vk) {
+        bool releasable = d->idle_fence == VK_NULL_HANDLE || device_settle(d);
+        cache_close(d, releasable);
+        pipelines_destroy(d, releasable);
+        if (releasable) {
+            d->fn.vkDestroyFence(d->vk, d->idle_fence, NULL);
+            d->fn.vkDestroyDevice(d->vk, NULL);
+        } else {
+            log_write(&d->instance->log, FUL_LOG_ERROR,
+                      "device %s still works on a lost submission; its objects are left behind",
+                      d->info.name);
+        }
+    }
+    mutex_destroy(&d->alloc, &d->queue_lock);
+    mutex_destroy(&d->alloc, &d->memory_lock);
+    mutex_destroy(&d->alloc, &d->pipeline_lock);
+    mem_free(&d->alloc, d->cache_path);
+    ful_alloc alloc = d->alloc;
+    mem_free(&alloc, d);
+}
+
+const ful_device_info *ful_device_get_info(const ful_device *device)
+{
+    return device ? &device->info : NULL;
+}
+
+void ful_device_memory(const ful_device *device, uint64_t *now_bytes, uint64_t *peak_bytes)
+{
+    uint64_t now = 0, peak = 0;
+    if (device) {
+        mutex_lock(device->memory_lock);
+        now = device->memory_now_bytes;
+        peak = device->memory_peak_bytes;
+        mutex_unlock(device->memory_lock);
+    }
+    if (now_bytes)
+        *now_bytes = now;
+    if (peak_bytes)
+        *peak_bytes = peak;
+}
+
+/* ---- losing it ---- */
+
+ful_result device_alive(const ful_device *d)
+{
+    if (atomic_load(&d->lost))
+        return fail(FUL_ERR_DEVICE_LOST, "device %s was lost before; close and reopen it",
+                    d->info.name);
+    return FUL_OK;
+}
+
+ful_result vk_fail(ful_device *d, VkResult result, const char *what)
+{
+    ful_result r = FUL_ERR_UNSUPPORTED;
+    if (result == VK_ERROR_OUT_OF_HOST_MEMORY)
+        r = FUL_ERR_HOST_MEMORY;
+    else if (result == VK_ERROR_OUT_OF_DEVICE_MEMORY || result == VK_ERROR_OUT_OF_POOL_MEMORY ||
+             result == VK_ERROR_TOO_MANY_OBJECTS || result == VK_ERROR_MEMORY_MAP_FAILED)
+        r = FUL_ERR_DEVICE_MEMORY;
+    else if (result == VK_ERROR_DEVICE_LOST)
+        r = FUL_ERR_DEVICE_LOST;
+    if (r == FUL_ERR_DEVICE_LOST) {
+        /* The specification lets everything be destroyed then. */
+        atomic_store(&d->released, 1);
+        atomic_store(&d->lost, 1);
+    }
+    return fail(r, "device %s: %s failed with %s (%d)", d->info.name, what, vk_result_name(result),
+                (int)result);
+}
+
+void device_mark_timeout(ful_device *d)
+{
+    int was = 0;
+    mutex_lock(d->queue_lock);
+    if (atomic_compare_exchange_strong(&d->lost, &was, 1)) {
+        VkResult r = d->fn.vkQueueSubmit(d->queue, 0, NULL, d->idle_fence);
+        if (r != VK_SUCCESS)
+            atomic_store(&d->released, r == VK_ERROR_DEVICE_LOST ? 1 : 2);
+    }
+    mutex_unlock(d->queue_lock);
+}
+
+bool device_releasable(ful_device *d)
+{
+    if (!atomic_load(&d->lost))
+        return true;
+    mutex_lock(d->queue_lock);
+    if (atomic_load(&d->released) == 0) {
+        VkResult r = d->fn.vkWaitForFences(d->vk, 1, &d->idle_fence, VK_TRUE, RELEASE_GRACE_NS);
+        atomic_store(&d->released, r == VK_SUCCESS || r == VK_ERROR_DEVICE_LOST ? 1 : 2);
+    }
+    mutex_unlock(d->queue_lock);
+    return atomic_load(&d->released) == 1;
+}
+
+void device_name_object(const ful_device *d, VkObjectType type, uint64_t handle, const char *name)
+{
+    if (!d->instance->set_name || !name)
+        return;
+    VkDebugUtilsObjectNameInfoEXT info = {
+        .sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_OBJECT_NAME_INFO_EXT,
+        .objectType = type,
+        .objectHandle = handle,
+        .pObjectName = name,
+    };
+    (void)d->instance->set_name(d->vk, &info);
+}
+
+/* ---- for other rooms ---- */
+
+ful_instance *device_instance(const ful_device *device)
+{
+    return device->instance;
+}
+
+const ful_alloc *device_alloc(const ful_device *device)
+{
+    return &device->alloc;
+}
+
+const log_sink *device_log(const ful_device *device)
+{
+    return &device->instance->log;
+}
+
+const ful_caps *device_caps(const ful_device *device)
+{
+    return &device->info.caps;
+}
+
+bool device_is_cpu(const ful_device *device)
+{
+    return device->info.kind == FUL_DEVICE_CPU;
+}
+
+uint64_t device_window_bytes(const ful_device *device)
+{
+    uint64_t bytes = 1ull << 30;
+    if (bytes > device->info.caps.storage_range_bytes)
+        bytes = device->info.caps.storage_range_bytes;
+    if (bytes > device->info.caps.allocation_bytes)
+        bytes = device->info.caps.allocation_bytes;
+    return bytes & ~(uint64_t)255;
+}

@@ -1,0 +1,172 @@
+/* What the files of this room share. */
+#ifndef FULGUR_GPU_GPU_INTERNAL_H
+#define FULGUR_GPU_GPU_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include "gpu/gpu.h"
+
+/* ---- instance.c ---- */
+struct ful_instance {
+    ful_alloc alloc;
+    log_sink log;
+    VkInstance vk; /* VK_NULL_HANDLE without a loader */
+    uint32_t api_version;
+    bool debug_names;
+    PFN_vkSetDebugUtilsObjectNameEXT set_name; /* NULL: no names */
+    VkDebugUtilsMessengerEXT messenger;
+    PFN_vkDestroyDebugUtilsMessengerEXT destroy_messenger;
+    _Atomic uint64_t validation_errors;
+};
+
+/* Text of a VkResult: "VK_ERROR_DEVICE_LOST", or "VkResult" for rare ones. */
+const char *vk_result_name(VkResult result);
+
+/* ---- caps.c: pure functions on ful_caps ---- */
+/* Takes away what `text` says ("-fp16,shared=16384"). FUL_ERR_ARGUMENT names the word; `source`
+ * says where the text came from. *caps is untouched then. */
+ful_result caps_apply(const char *text, const char *source, ful_caps *caps);
+/* Takes away feature bits and what depends on them. */
+void caps_remove(uint32_t features, ful_caps *caps);
+/* False if below the floor; then why[0..bytes) says which limit falls short. `raw` is the device
+ * before masking: binding and allocation sizes are judged there, so that tests can shrink them. */
+bool caps_meet_floor(const ful_caps *caps, const ful_caps *raw, char *why, size_t bytes);
+/* True if the device has every word of a module's needs ("fp16 storage16 buffers6"); else *word and
+ * *word_bytes tell the first missing or unknown one. */
+bool caps_meet_needs(const ful_caps *caps, const char *needs, const char **word,
+                     size_t *word_bytes);
+/* Known driver faults: takes away what can't be trusted. */
+typedef struct caps_identity {
+    uint32_t vendor_id, device_id;
+    VkDriverId driver;
+} caps_identity;
+void caps_distrust(const caps_identity *id, ful_caps *caps);
+
+/* ---- device.c ---- */
+/* Everything read from a physical device. */
+typedef struct device_facts {
+    VkPhysicalDevice physical;
+    ful_device_info info; /* caps after FULGUR_CAPS */
+    ful_caps raw;         /* as the driver reports */
+    VkPhysicalDeviceMemoryProperties memory;
+    uint8_t driver_uuid[VK_UUID_SIZE];
+    uint8_t cache_uuid[VK_UUID_SIZE];
+    uint32_t api_version; /* usable one */
+    uint32_t queue_family;
+    uint32_t timestamp_bits;
+    uint32_t max_allocations;
+} device_facts;
+
+/* Fills *facts; reads FULGUR_CAPS. */
+ful_result facts_read(const ful_instance *instance, VkPhysicalDevice physical, uint32_t index,
+                      device_facts *facts);
+/* Creates facts->physical's VkDevice with exactly the features that `caps` shows. */
+VkResult facts_create_device(const device_facts *facts, const ful_caps *caps, VkDevice *out);
+
+typedef struct pipeline_layout {
+    uint32_t buffer_count, push_bytes;
+    bool uniform;
+    VkDescriptorSetLayout set;
+    VkPipelineLayout vk;
+} pipeline_layout;
+
+struct ful_device {
+    ful_instance *instance;
+    ful_alloc alloc;
+    ful_device_info info;
+    device_facts facts;
+    VkDevice vk;
+    struct VolkDeviceTable fn;
+    VkQueue queue;
+    mutex *queue_lock;
+
+    uint32_t max_submit_ms, wait_timeout_ms;
+    _Atomic int lost;     /* 1: every later call fails */
+    _Atomic int released; /* of a lost device: 0 unknown, 1 its work has ended, 2 it never did */
+    VkFence idle_fence;   /* behind all work, submitted when a wait timed out; under queue_lock */
+    _Atomic uint64_t rate_bits;        /* double: measured speed relative to the first guess */
+    double bytes_per_ns, flops_per_ns; /* first guess by kind */
+
+    mutex *memory_lock;
+    uint64_t memory_limit_bytes; /* of device-local memory; UINT64_MAX = none */
+    uint64_t memory_now_bytes, memory_peak_bytes;
+    uint32_t allocations;
+
+    mutex *pipeline_lock;
+    pipeline_layout **layouts;
+    size_t layout_count, layout_capacity;
+    gpu_pipeline **pipelines;
+    size_t pipeline_count, pipeline_capacity;
+    uint32_t batch_depth;
+    uint32_t compiled; /* pipelines compiled since opening */
+    VkPipelineCache cache;
+    size_t cache_loaded_bytes;
+    char *cache_path; /* NULL: no folder */
+    ful_cache_get_fn cache_get;
+    ful_cache_set_fn cache_set;
+    void *cache_ctx;
+};
+
+/* FUL_ERR_DEVICE_LOST if the device was lost before. */
+ful_result device_alive(const ful_device *device);
+/* The error of a failed Vulkan call; marks the device lost if it says so. */
+ful_result vk_fail(ful_device *device, VkResult result, const char *what);
+/* Notes that a wait timed out and puts a fence behind everything submitted. */
+void device_mark_timeout(ful_device *device);
+/* True if objects may be destroyed: the device is well, or its work has ended. On a lost device
+ * this waits once for a few seconds; false means that Vulkan objects must be left alone. */
+bool device_releasable(ful_device *device);
+void device_name_object(const ful_device *device, VkObjectType type, uint64_t handle,
+                        const char *name);
+
+/* ---- memory.c ---- */
+/* Allocates, binds and maps memory for b->vk; b->bytes and b->name are set. */
+ful_result memory_allocate(ful_device *device, gpu_memory kind, gpu_buffer *b);
+void memory_free(ful_device *device, gpu_buffer *b);
+/* True if the host may read through b->mapped at full speed. */
+bool memory_reads_fast(const ful_device *device, const gpu_buffer *b);
+/* Size of the heap's largest device-local heap etc. decide this: every device-local heap is
+ * visible. */
+bool memory_is_unified(const VkPhysicalDeviceMemoryProperties *m);
+uint64_t memory_local_bytes(const VkPhysicalDeviceMemoryProperties *m, bool visible_only);
+
+/* ---- pipeline.c ---- */
+struct gpu_pipeline {
+    gpu_pipeline_desc desc;
+    const char *name;
+    const uint32_t *code;
+    size_t code_bytes;
+    bool wants_subgroup_size;
+    uint64_t hash;
+    const pipeline_layout *layout;
+    VkPipeline vk;     /* VK_NULL_HANDLE until compiled */
+    ful_result result; /* of the compilation */
+};
+
+/* As gpu_pipeline_get with SPIR-V of the caller's own, which must outlive the device. */
+ful_result gpu_pipeline_from_words(ful_device *device, const gpu_pipeline_desc *desc,
+                                   const uint32_t *words, size_t bytes, const char *needs,
+                                   gpu_pipeline **out);
+/* Compiles it if that has not happened. */
+ful_result pipeline_ready(ful_device *device, gpu_pipeline *pipeline);
+void pipelines_destroy(ful_device *device, bool releasable);
+
+/* ---- cache.c ---- */
+enum { CACHE_HEADER_BYTES = 112 };
+/* Creates device->cache, filled from the folder or the callbacks. Never fails for bad content. */
+ful_result cache_open(ful_device *device, const ful_device_params *params);
+/* Stores it if it grew. */
+void cache_close(ful_device *device, bool releasable);
+/* FNV-1a, 64 bits. */
+uint64_t hash_bytes(uint64_t seed, const void *data, size_t bytes);
+#define HASH_SEED 14695981039346656037u
+
+/* ---- timer.c ---- */
+/* Nanoseconds that a dispatch of this cost is expected to take. */
+double timer_estimate_ns(const ful_device *device, const gpu_cost *cost);
+/* Refines the estimate by a finished submission. */
+void timer_learn(ful_device *device, double estimated_ns, double measured_ns);
+/* Difference of two raw timestamps in nanoseconds. */
+uint64_t timer_delta_ns(const ful_device *device, uint64_t from, uint64_t to);
+
+#endif

@@ -1,0 +1,144 @@
+/* Weight matrices in windows. */
+#include <string.h>
+
+#include "gpu/gpu_internal.h"
+
+enum { SPLIT_ROWS = 64 };
+
+static uint64_t type_bytes(ful_type type)
+{
+    switch (type) {
+    case FUL_TYPE_F32:
+        return 4;
+    case FUL_TYPE_F16:
+    case FUL_TYPE_BF16:
+        return 2;
+    default:
+        return 0;
+    }
+}
+
+/* How a tensor is cut: windows of whole experts, or of rows of one expert. */
+typedef struct cut {
+    uint32_t experts_per_window; /* 0: experts are split */
+    uint32_t rows_per_window;
+    uint32_t windows_per_expert;
+    uint32_t windows;
+} cut;
+
+static ful_result cut_make(const ful_device *d, const gpu_tensor *t, const char *name, cut *c)
+{
+    uint64_t window = device_window_bytes(d);
+    uint64_t expert_bytes, all_bytes;
+    memset(c, 0, sizeof(*c));
+    if (!size_mul(t->rows, t->row_bytes, &expert_bytes) ||
+        !size_mul(expert_bytes, t->experts, &all_bytes))
+        return fail(FUL_ERR_ARGUMENT, "tensor %s: %u x %u x %u elements are too many", name,
+                    (unsigned)t->experts, (unsigned)t->rows, (unsigned)t->cols);
+    /* The allocation holds padding, too. */
+    if (window + 256 > d->info.caps.allocation_bytes)
+        window -= 256;
+    if (expert_bytes <= window) {
+        uint64_t n = window / expert_bytes;
+        c->experts_per_window = n > t->experts ? t->experts : (uint32_t)n;
+        c->rows_per_window = t->rows;
+        c->windows = (t->experts + c->experts_per_window - 1) / c->experts_per_window;
+        return FUL_OK;
+    }
+    uint64_t rows = window / t->row_bytes / SPLIT_ROWS * SPLIT_ROWS;
+    if (rows == 0)
+        return fail(FUL_ERR_UNSUPPORTED,
+                    "tensor %s: %d rows of %llu bytes don't fit the device's binding of %llu bytes",
+                    name, SPLIT_ROWS, (unsigned long long)t->row_bytes, (unsigned long long)window);
+    c->rows_per_window = (uint32_t)rows;
+    c->windows_per_expert = (uint32_t)((t->rows + rows - 1) / rows);
+    uint64_t windows = (uint64_t)c->windows_per_expert * t->experts;
+    if (windows > UINT32_MAX)
+        return fail(FUL_ERR_UNSUPPORTED, "tensor %s: %llu windows", name,
+                    (unsigned long long)windows);
+    c->windows = (uint32_t)windows;
+    return FUL_OK;
+}
+
+static void window_place(const gpu_tensor *t, const cut *c, uint32_t i, gpu_window *w)
+{
+    memset(w, 0, sizeof(*w));
+    if (c->experts_per_window) {
+        w->expert0 = i * c->experts_per_window;
+        w->expert_count = t->experts - w->expert0 < c->experts_per_window ? t->experts - w->expert0
+                                                                          : c->experts_per_window;
+        w->row_count = t->rows;
+        return;
+    }
+    w->expert0 = i / c->windows_per_expert;
+    w->expert_count = 1;
+    w->row0 = i % c->windows_per_expert * c->rows_per_window;
+    w->row_count = t->rows - w->row0 < c->rows_per_window ? t->rows - w->row0 : c->rows_per_window;
+}
+
+ful_result gpu_tensor_create(ful_device *device, ful_type type, uint32_t experts, uint32_t rows,
+                             uint32_t cols, const char *name, gpu_tensor *out)
+{
+    memset(out, 0, sizeof(*out));
+    const char *shown = name ? name : "without name";
+    if (type_bytes(type) == 0 || experts == 0 || rows == 0 || cols == 0)
+        return fail(FUL_ERR_ARGUMENT, "tensor %s: type %s, %u x %u x %u elements", shown,
+                    ful_type_name(type), (unsigned)experts, (unsigned)rows, (unsigned)cols);
+    gpu_tensor t = {.type = type, .experts = experts, .rows = rows, .cols = cols};
+    t.row_bytes = (cols * type_bytes(type) + 15) & ~(uint64_t)15;
+    cut c;
+    TRY(cut_make(device, &t, shown, &c));
+    t.windows = mem_zalloc(&device->alloc, c.windows, sizeof(*t.windows));
+    if (!t.windows)
+        return mem_fail(c.windows * sizeof(*t.windows), "a tensor's windows");
+    t.window_count = c.windows;
+    for (uint32_t i = 0; i < c.windows; i++) {
+        gpu_window *w = &t.windows[i];
+        window_place(&t, &c, i, w);
+        uint64_t bytes = (uint64_t)w->expert_count * w->row_count * t.row_bytes;
+        ful_result r = gpu_buffer_create(device, bytes, GPU_MEMORY_DEVICE, name, &w->buffer);
+        if (r != FUL_OK) {
+            gpu_tensor_destroy(device, &t);
+            return r;
+        }
+    }
+    *out = t;
+    return FUL_OK;
+}
+
+void gpu_tensor_destroy(ful_device *device, gpu_tensor *tensor)
+{
+    if (!tensor)
+        return;
+    for (uint32_t i = 0; tensor->windows && i < tensor->window_count; i++)
+        gpu_buffer_destroy(device, &tensor->windows[i].buffer);
+    gpu_buffer_destroy(device, &tensor->row_scale);
+    mem_free(&device->alloc, tensor->windows);
+    memset(tensor, 0, sizeof(*tensor));
+}
+
+uint64_t gpu_tensor_bytes(const gpu_tensor *tensor)
+{
+    return (uint64_t)tensor->experts * tensor->rows * tensor->row_bytes + tensor->row_scale.bytes;
+}
+
+gpu_range gpu_tensor_row(const gpu_tensor *tensor, uint32_t expert, uint32_t row)
+{
+    gpu_range none = {NULL, 0, 0};
+    if (expert >= tensor->experts || row >= tensor->rows)
+        return none;
+    /* The last window that begins at or before the row. */
+    uint32_t low = 0, high = tensor->window_count;
+    while (high - low > 1) {
+        uint32_t mid = low + (high - low) / 2;
+        const gpu_window *m = &tensor->windows[mid];
+        if (m->expert0 < expert || (m->expert0 == expert && m->row0 <= row))
+            low = mid;
+        else
+            high = mid;
+    }
+    const gpu_window *w = &tensor->windows[low];
+    uint64_t index = (uint64_t)(expert - w->expert0) * w->row_count + (row - w->row0);
+    gpu_range r = {&w->buffer, index * tensor->row_bytes, tensor->row_bytes};
+    return r;
+}
