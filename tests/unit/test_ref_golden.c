@@ -116,7 +116,8 @@ static void check_slopes(golden *g)
             other.decay = (decay_rule)rule;
             config_slopes(&other, l, library);
             ref_slopes(rule, c->head_count, l, c->block_count, own);
-            assert_true(max_rel_error(library, own, c->head_count) <= 1e-15);
+            /* The last layer's factor is a difference of 1e-5: rounding grows by 1e5. */
+            assert_true(max_rel_error(library, own, c->head_count) <= 1e-10);
         }
         checked++;
     }
