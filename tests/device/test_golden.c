@@ -1,5 +1,9 @@
 /* Whole models against the golden vectors: logits of every length, hidden states, sub-layers, lightning states,
  * greedy decode, any split of the prompt, and routing. Errors are max|a-b| / max|b| per tensor. */
+#include "../util/compare.h"
+#include "../util/model_fixture.h"
+#include "../util/rng.h" /* before cmocka, whose fail() is a macro */
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -7,10 +11,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-#include "../util/compare.h"
-#include "../util/model_fixture.h"
-#include "../util/rng.h"
 
 static const char *const models[] = {"hybrid-7to1", "mixed-factors", "many-experts"};
 static const uint32_t lengths[] = {1, 15, 16, 17, 63, 64, 65, 255, 256, 257, 515};

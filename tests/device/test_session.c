@@ -1,4 +1,7 @@
 /* What a caller can do to a session, rightly and wrongly. */
+#include "../util/checkpoint.h"
+#include "../util/model_fixture.h" /* before cmocka, whose fail() is a macro */
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -6,9 +9,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-#include "../util/checkpoint.h"
-#include "../util/model_fixture.h"
 
 static const char *const golden_dir = FUL_TEST_DATA "/golden/many-experts";
 

@@ -1,4 +1,7 @@
 /* Checkpoints that do not fit their config, seen without a device: ful_model_inspect and ful_model_check. */
+#include "../util/checkpoint.h"
+#include "fulgur/model.h" /* before cmocka, whose fail() is a macro */
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -6,9 +9,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-#include "../util/checkpoint.h"
-#include "fulgur/model.h"
 
 static const char *const golden_dir = FUL_TEST_DATA "/golden/many-experts";
 static const char *const demo_dir = FUL_TEST_DATA "/../samples/demo-model";

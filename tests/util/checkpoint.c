@@ -1,4 +1,4 @@
-#include "checkpoint.h"
+#include "checkpoint.h" /* before cmocka, whose fail() is a macro */
 
 #include <setjmp.h>
 #include <stdarg.h>
