@@ -53,7 +53,7 @@ struct gpu_commands {
     size_t sets_count, sets_capacity;
     step *steps;
     size_t step_count, step_capacity;
-    uint32_t dispatch_count;
+    uint32_t dispatch_count, barrier_count;
     access *accesses;
     size_t access_count, access_capacity;
     uint32_t used;  /* classes used in this part */
@@ -147,6 +147,7 @@ static ful_result accesses_add(gpu_commands *c, const access *list, size_t n, ui
         uint32_t to = classes | CLASS_COMPUTE;
         if (!(c->flags & GPU_COMMANDS_NO_BARRIER))
             barrier_record(c, c->parts[c->part_count - 1].cmd, c->used, to);
+        c->barrier_count++;
         c->access_count = 0;
         c->stale = (c->stale | CLASS_ALL) & ~to;
     }
@@ -288,6 +289,10 @@ ful_result gpu_commands_begin(ful_device *device, uint32_t flags, gpu_commands *
         return mem_fail(sizeof(*c), "commands");
     c->device = device;
     c->flags = flags;
+    if (flags & GPU_COMMANDS_DRY) {
+        *out = c;
+        return FUL_OK;
+    }
     VkCommandPoolCreateInfo pool = {
         .sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
         .queueFamilyIndex = device->facts.queue_family,
@@ -459,6 +464,10 @@ static ful_result dispatch_record(gpu_commands *c, const gpu_dispatch *d)
     ful_device *device = c->device;
     TRY(kept_error(c));
     TRY(dispatch_check(c, d));
+    if (c->flags & GPU_COMMANDS_DRY) {
+        c->dispatch_count++;
+        return FUL_OK;
+    }
     TRY(pipeline_ready(device, d->pipeline));
     TRY(step_room(c));
     double ns = timer_estimate_ns(device, &d->cost);
@@ -527,6 +536,8 @@ static ful_result copy_record(gpu_commands *c, gpu_range src, gpu_range dst)
     src.bytes = dst.bytes;
     TRY(transfer_check(c, src, "copy from"));
     TRY(transfer_check(c, dst, "copy to"));
+    if (c->flags & GPU_COMMANDS_DRY)
+        return FUL_OK;
     access list[2] = {access_of(src, false), access_of(dst, true)};
     TRY(transfer_begin(c, list, 2, 2.0 * (double)dst.bytes, &ns));
     VkBufferCopy region = {src.offset, dst.offset, dst.bytes};
@@ -544,6 +555,8 @@ static ful_result fill_record(gpu_commands *c, gpu_range dst, uint32_t word)
     if ((dst.offset | dst.bytes) & 3)
         return fail(FUL_ERR_ARGUMENT, "fill: %llu bytes at %llu are no whole words",
                     (unsigned long long)dst.bytes, (unsigned long long)dst.offset);
+    if (c->flags & GPU_COMMANDS_DRY)
+        return FUL_OK;
     access list[1] = {access_of(dst, true)};
     TRY(transfer_begin(c, list, 1, (double)dst.bytes, &ns));
     c->device->fn.vkCmdFillBuffer(part_now(c)->cmd, dst.buffer->vk, dst.offset, dst.bytes, word);
@@ -570,7 +583,7 @@ ful_result gpu_commands_end(gpu_commands *c)
     if (c->ended)
         return FUL_OK;
     c->ended = true;
-    return keep_error(c, part_end(c, true));
+    return c->flags & GPU_COMMANDS_DRY ? FUL_OK : keep_error(c, part_end(c, true));
 }
 
 uint32_t gpu_commands_dispatches(const gpu_commands *c)
@@ -581,6 +594,11 @@ uint32_t gpu_commands_dispatches(const gpu_commands *c)
 uint32_t gpu_commands_submits(const gpu_commands *c)
 {
     return (uint32_t)c->part_count;
+}
+
+uint32_t commands_barriers(const gpu_commands *c)
+{
+    return c->barrier_count;
 }
 
 static VkResult part_submit(gpu_commands *c, part *p)
@@ -606,6 +624,8 @@ ful_result gpu_commands_submit(gpu_commands *c)
     TRY(device_alive(c->device));
     if (!c->ended)
         return fail(FUL_ERR_ARGUMENT, "commands were submitted before they had ended");
+    if (c->flags & GPU_COMMANDS_DRY)
+        return fail(FUL_ERR_ARGUMENT, "a dry recording can't be submitted");
     if (c->submitted_once && !(c->flags & GPU_COMMANDS_REUSABLE))
         return fail(FUL_ERR_ARGUMENT, "commands were submitted twice without being reusable");
     for (size_t i = 0; i < c->part_count; i++)

@@ -161,6 +161,10 @@ void cache_close(ful_device *device, bool releasable);
 uint64_t hash_bytes(uint64_t seed, const void *data, size_t bytes);
 #define HASH_SEED 14695981039346656037u
 
+/* ---- command.c ---- */
+/* Barriers placed between steps (would be placed, with GPU_COMMANDS_NO_BARRIER). */
+uint32_t commands_barriers(const gpu_commands *c);
+
 /* ---- timer.c ---- */
 /* Nanoseconds that a dispatch of this cost is expected to take. */
 double timer_estimate_ns(const ful_device *device, const gpu_cost *cost);
