@@ -1,7 +1,7 @@
 // Weights of any stored type, read as words so that no 16-bit storage is needed. Define exactly one
 // of WEIGHT_F32, WEIGHT_F16, WEIGHT_BF16. Rows begin at multiples of 16 bytes and their stride
-// (row_bytes) is a multiple of 16, so a matrix may be declared as an array of uvec4; the bytes
-// between the last column and the end of a row are zero.
+// (row_bytes) is a multiple of 16, so a matrix may be declared as an array of uvec4; what lies between
+// the last column and the end of a row is undefined.
 #ifndef FULGUR_INC_WEIGHTS
 #define FULGUR_INC_WEIGHTS
 

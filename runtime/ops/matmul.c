@@ -1,0 +1,159 @@
+/* Products with weight matrices: matrix-vector kernels for few rows and for CPU devices, else
+ * tiles. */
+#include <assert.h>
+#include <stdio.h>
+
+#include "ops/op_common.h"
+
+enum {
+    FEW_ROWS = 8, /* up to here matrix-vector kernels read each weight once for all rows */
+    TILE_WG = 128
+};
+
+typedef struct matmul_push {
+    uint32_t row0, row_count;
+    uint32_t fixed_rows;
+    uint32_t cols;
+    uint32_t x_stride, out_stride;
+    uint32_t w_rows, w_row0, w_stride;
+    uint32_t split;
+} matmul_push;
+static_assert(sizeof(matmul_push) == 40, "as in matvec.comp and matmul.comp");
+
+/* A kernel and how much one of its groups covers. */
+typedef struct matmul_plan {
+    gpu_pipeline_desc desc;
+    op_module module;
+    uint32_t group_rows;    /* rows of x */
+    uint32_t group_weights; /* weight rows */
+} matmul_plan;
+
+static uint32_t lanes_of_subgroup(const ful_caps *caps, uint32_t wg)
+{
+    uint32_t lanes = caps->subgroup_min;
+    if ((caps->features & FUL_FEATURE_SUBGROUP) == 0 || lanes < 4 || caps->subgroup_max > wg ||
+        wg % caps->subgroup_max != 0)
+        return 0;
+    return lanes < 32 ? lanes : 32;
+}
+
+static void plan_matvec(const op_context *ctx, const op_matmul_args *args, matmul_plan *plan)
+{
+    const ful_caps *caps = device_caps(ctx->device);
+    bool wide = op_wide(ctx);
+    uint32_t wg, lanes, rows, cols;
+    const char *base = "matvec";
+    if (wide) {
+        wg = 128;
+        rows = args->rows <= 1 ? 1 : args->rows <= 2 ? 2 : args->rows <= 4 ? 4 : 8;
+        cols = 2;
+        lanes = lanes_of_subgroup(caps, wg);
+        if (lanes != 0)
+            base = "matvec_subgroup";
+        else
+            lanes = 32;
+    } else {
+        /* One lane a weight row: x is read alike by all lanes, weights once for all its rows. */
+        wg = 8;
+        lanes = 1;
+        rows = args->rows <= 1 ? 1 : args->rows <= 2 ? 2 : args->rows <= 4 ? 4 : 8;
+        cols = rows <= 4 ? 4 : 2;
+    }
+    bool vec = args->x.stride % (args->x.half ? 8 : 4) == 0;
+    plan->module = op_module_name(base, args->w->type);
+    plan->group_rows = rows;
+    plan->group_weights = wg / lanes * cols;
+    plan->desc = (gpu_pipeline_desc){.buffer_count = 4,
+                                     .uniform = true,
+                                     .push_bytes = sizeof(matmul_push),
+                                     .spec_count = 7,
+                                     .spec = {wg, lanes, rows, cols, args->act, args->x.half, vec}};
+}
+
+static void plan_tiles(const op_context *ctx, const op_matmul_args *args, matmul_plan *plan)
+{
+    bool half = args->x.half;
+    /* 128 invocations of 8 x 4; both tiles and their padding stay below 16 KiB. */
+    uint32_t bm = 64, bn = 64, bk = half ? 32 : 16;
+    (void)ctx;
+    bool vec = args->w->cols % 8 == 0 && args->x.stride % (half ? 8 : 4) == 0;
+    plan->module = op_module_name(half ? "matmul_half" : "matmul", args->w->type);
+    plan->group_rows = bm;
+    plan->group_weights = bn;
+    plan->desc = (gpu_pipeline_desc){
+        .buffer_count = half ? 5 : 3,
+        .uniform = true,
+        .push_bytes = sizeof(matmul_push),
+        .spec_count = 9,
+        .spec = {TILE_WG, bm, bn, bk, 8, 4, args->act, vec, half && args->w->row_scale.vk != NULL}};
+}
+
+ful_result op_matmul(const op_context *ctx, const op_matmul_args *args)
+{
+    const gpu_tensor *w = args->w;
+    const op_activation *x = &args->x;
+    assert(w->experts == 1);
+    if (x->dim != w->cols)
+        return fail(FUL_ERR_ARGUMENT, "matmul: input has %u columns, the weights %u",
+                    (unsigned)x->dim, (unsigned)w->cols);
+    if (args->act == OP_ACT_SWIGLU && w->rows % 2 != 0)
+        return fail(FUL_ERR_ARGUMENT, "matmul: %u weight rows do not pair up", (unsigned)w->rows);
+    if (x->half && (x->stride % 8 != 0 || x->scale.buffer == NULL))
+        return fail(FUL_ERR_ARGUMENT,
+                    "matmul: halves need a stride that is a multiple of 8 (it is %u) and scales",
+                    (unsigned)x->stride);
+    if (args->rows == 0)
+        return fail(FUL_ERR_ARGUMENT, "matmul: no rows");
+
+    matmul_plan plan;
+    bool tiles = op_wide(ctx) && args->rows > FEW_ROWS && (!x->half || op_half_usable(ctx->device));
+    if (tiles)
+        plan_tiles(ctx, args, &plan);
+    else
+        plan_matvec(ctx, args, &plan);
+    plan.desc.module = plan.module.name;
+    gpu_pipeline *pipeline;
+    TRY(gpu_pipeline_get(ctx->device, &plan.desc, &pipeline));
+
+    uint64_t x_row_bytes = (x->half ? 2 : 4) * (uint64_t)x->stride;
+    uint64_t out_row_bytes = 4 * (uint64_t)args->out_stride;
+    uint64_t row_bytes[] = {x_row_bytes, out_row_bytes, x->half ? 4 : 0};
+    uint32_t part;
+    TRY(op_part_rows(ctx->device, "matmul", row_bytes, 3, args->rows, &part));
+    for (uint32_t row0 = 0; row0 < args->rows; row0 += part) {
+        uint32_t rows = args->rows - row0 < part ? args->rows - row0 : part;
+        gpu_range x_part = op_rows(x->data, row0, rows, x_row_bytes);
+        gpu_range scale = x->half ? op_rows(x->scale, row0, rows, 4) : x_part;
+        for (uint32_t i = 0; i < w->window_count; i++) {
+            const gpu_window *window = &w->windows[i];
+            matmul_push push = {.row0 = row0,
+                                .row_count = rows,
+                                .fixed_rows = args->fixed,
+                                .cols = w->cols,
+                                .x_stride = x->stride,
+                                .out_stride = args->out_stride,
+                                .w_rows = window->row_count,
+                                .w_row0 = window->row0,
+                                .w_stride = (uint32_t)(w->row_bytes / 16),
+                                .split = args->split};
+            gpu_dispatch d = {
+                .pipeline = pipeline,
+                .buffers = {x_part, gpu_whole(&window->buffer),
+                            op_rows(args->out, row0, rows, out_row_bytes), scale,
+                            w->row_scale.vk != NULL ? gpu_whole(&w->row_scale) : scale},
+                .writes = 1u << 2,
+                .uniform = ctx->step,
+                .push = &push,
+                .cost = {.bytes =
+                             (double)window->row_count * (double)w->row_bytes +
+                             (double)rows * (double)(x_row_bytes + 4 * (uint64_t)window->row_count),
+                         .flops = 2.0 * rows * window->row_count * w->cols},
+                .label = tiles ? "matmul" : "matvec",
+                .layer = ctx->layer};
+            TRY(op_groups(ctx->device, "matmul", div_up_u32(window->row_count, plan.group_weights),
+                          div_up_u32(rows, plan.group_rows), d.groups));
+            TRY(gpu_commands_dispatch(ctx->commands, &d));
+        }
+    }
+    return FUL_OK;
+}
