@@ -12,7 +12,8 @@ static const uint32_t NO_NODE = UINT32_MAX;
 struct bpe_node {
     uint32_t previous, next;
     int32_t token;
-    uint32_t rank; /* of the merge with `next`; NO_MERGE if there is none or the node is gone */
+    uint32_t rank; /* of the merge with `next`; NO_MERGE if there is none or the
+                      node is gone */
 };
 
 static uint64_t pair_of(int32_t left, int32_t right)
@@ -138,10 +139,9 @@ static uint64_t heap_pop(uint64_t *heap, size_t *n)
 /* Notes the merge of nodes[i] with its successor; true if there is one. */
 static bool node_rank(const bpe_table *table, bpe_node *nodes, uint32_t i)
 {
-    const bpe_merge *merge =
-        nodes[i].next == NO_NODE
-            ? NULL
-            : bpe_table_find(table, nodes[i].token, nodes[nodes[i].next].token);
+    const bpe_merge *merge = nodes[i].next == NO_NODE ? NULL
+                                                      : bpe_table_find(table, nodes[i].token,
+                                                                       nodes[nodes[i].next].token);
     nodes[i].rank = merge ? merge->rank : NO_MERGE;
     return merge != NULL;
 }
@@ -151,7 +151,8 @@ static uint64_t heap_key(const bpe_node *nodes, uint32_t i)
     return (uint64_t)nodes[i].rank << 32 | i;
 }
 
-static ful_result merge_long(const bpe_table *table, bpe_scratch *scratch, int32_t *tokens, size_t *n)
+static ful_result merge_long(const bpe_table *table, bpe_scratch *scratch, int32_t *tokens,
+                             size_t *n)
 {
     if (*n >= NO_NODE / 3)
         return fail(FUL_ERR_ARGUMENT, "a run of %zu bytes without a place to split; at most %u", *n,

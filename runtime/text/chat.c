@@ -7,7 +7,8 @@ static const char TURN[] = "<beginning_of_sentence>";
 static const char TURN_END[] = "<end_of_sentence>";
 static const char DOCUMENT[] = "<begin_of_document>";
 
-/* Receives the prompt piece by piece; marks are the format's own special tokens. */
+/* Receives the prompt piece by piece; marks are the format's own special
+ * tokens. */
 typedef struct chat_writer {
     char *out; /* NULL: only measure */
     size_t capacity, bytes;
@@ -129,9 +130,11 @@ static void m1_tools_write(chat_writer *w, const ful_chat_params *params)
         text_put(w, "\n");
     }
     text_put(w, "</tools>\n\nIf you need to call tools, please respond with "
-                "<tool_calls></tool_calls> XML tags, and provide tool-name and json-object of "
+                "<tool_calls></tool_calls> XML tags, and provide tool-name and "
+                "json-object of "
                 "arguments, following the format below:\n<tool_calls>\n"
-                "{name: <tool-name-1>, arguments: <args-json-object-1>}\n...\n</tool_calls>");
+                "{name: <tool-name-1>, arguments: "
+                "<args-json-object-1>}\n...\n</tool_calls>");
     turn_end(w);
 }
 
@@ -163,11 +166,18 @@ static void m1_write(chat_writer *w, const ful_chat_message *messages, size_t n_
     }
 }
 
+/* Checks everything and copies the params with the caller's struct_size
+ * respected. */
 static ful_result chat_check(const ful_chat_message *messages, size_t n_messages,
-                             const ful_chat_params *params)
+                             const ful_chat_params *given, ful_chat_params *params)
 {
-    if (params == NULL || (messages == NULL && n_messages > 0))
+    if (given == NULL || (messages == NULL && n_messages > 0))
         return fail(FUL_ERR_ARGUMENT, "chat: params or messages is NULL");
+    if (given->struct_size == 0)
+        return fail(FUL_ERR_ARGUMENT, "ful_chat_params: struct_size is 0");
+    *params = (ful_chat_params){0};
+    memcpy(params, given,
+           given->struct_size < sizeof *params ? given->struct_size : sizeof *params);
     if (params->format != FUL_CHAT_TEXT_01 && params->format != FUL_CHAT_M1)
         return fail(FUL_ERR_ARGUMENT, "chat: unknown format %d", (int)params->format);
     for (size_t i = 0; i < n_messages; i++) {
@@ -200,13 +210,14 @@ ful_result ful_chat_text(const ful_chat_message *messages, size_t n_messages,
     if (bytes == NULL)
         return fail(FUL_ERR_ARGUMENT, "ful_chat_text: bytes is NULL");
     chat_writer w = {.out = out, .capacity = out ? *bytes : 0};
+    ful_chat_params p;
     *bytes = 0;
-    TRY(chat_check(messages, n_messages, params));
-    chat_write(&w, messages, n_messages, params);
+    TRY(chat_check(messages, n_messages, params, &p));
+    chat_write(&w, messages, n_messages, &p);
     *bytes = w.bytes;
     if (out != NULL && w.bytes > w.capacity)
-        return fail(FUL_ERR_ARGUMENT, "ful_chat_text: room for %zu bytes, %zu are needed", w.capacity,
-                    w.bytes);
+        return fail(FUL_ERR_ARGUMENT, "ful_chat_text: room for %zu bytes, %zu are needed",
+                    w.capacity, w.bytes);
     return FUL_OK;
 }
 
@@ -218,15 +229,16 @@ ful_result ful_chat_encode(const ful_tokenizer *t, const ful_chat_message *messa
         return fail(FUL_ERR_ARGUMENT, "ful_chat_encode: tokenizer or count is NULL");
     size_t capacity = *count;
     *count = 0;
-    TRY(chat_check(messages, n_messages, params));
+    ful_chat_params p;
+    TRY(chat_check(messages, n_messages, params, &p));
     chat_writer size = {0};
-    chat_write(&size, messages, n_messages, params);
+    chat_write(&size, messages, n_messages, &p);
     chat_writer w = {.capacity = size.bytes, .tokenizer = t};
     w.out = mem_alloc(&t->alloc, size.bytes);
     w.runs = mem_array(&t->alloc, size.n_runs, sizeof *w.runs);
     ful_result result = w.out && w.runs ? FUL_OK : mem_fail(size.bytes, "a prompt");
     if (result == FUL_OK) {
-        chat_write(&w, messages, n_messages, params);
+        chat_write(&w, messages, n_messages, &p);
         result = text_check(w.out, w.bytes);
     }
     if (result == FUL_OK && w.missing != NULL)
@@ -234,9 +246,8 @@ ful_result ful_chat_encode(const ful_tokenizer *t, const ful_chat_message *messa
                       w.missing);
     if (result == FUL_OK) {
         *count = capacity;
-        result = tokenizer_encode_runs(t, w.runs, w.n_runs,
-                                       params->trust_text ? FUL_ENCODE_ADDED : FUL_ENCODE_PLAIN, out,
-                                       count);
+        result = tokenizer_encode_runs(
+            t, w.runs, w.n_runs, p.trust_text ? FUL_ENCODE_ADDED : FUL_ENCODE_PLAIN, out, count);
     }
     mem_free(&t->alloc, w.out);
     mem_free(&t->alloc, w.runs);

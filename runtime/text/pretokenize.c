@@ -16,7 +16,8 @@ struct splitter {
 struct splitter_match {
     const ful_alloc *alloc;
     pcre2_match_data *data;
-    size_t pending_end; /* with keep_gaps: end of the match behind the gap just given out, or 0 */
+    size_t pending_end; /* with keep_gaps: end of the match behind the gap just
+                           given out, or 0 */
 };
 
 static void *regex_malloc(size_t bytes, void *ctx)
@@ -29,9 +30,11 @@ static void regex_free(void *p, void *ctx)
     mem_free(ctx, p);
 }
 
-/* Unicode's White_Space, as the reference's \s: PCRE2's own has U+180E besides. */
+/* Unicode's White_Space, as the reference's \s: PCRE2's own has U+180E besides.
+ */
 #define WHITE_SPACE                                                                                \
-    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}"    \
+    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}"                      \
+    "\\x{2029}\\x{202f}"                                                                           \
     "\\x{205f}\\x{3000}"
 
 static ful_result pattern_refuse(size_t offset, const char *what)
@@ -42,9 +45,9 @@ static ful_result pattern_refuse(size_t offset, const char *what)
 /* Escapes that mean the same in both dialects. */
 static bool escape_is_common(char c)
 {
-    return c == 'r' || c == 'n' || c == 't' || c == 'p' || c == 'P' ||
-           (c > ' ' && c < '0') || (c > '9' && c < 'A' && c != '<' && c != '>') ||
-           (c > 'Z' && c < 'a' && c != '`') || (c > 'z' && c < 0x7F);
+    return c == 'r' || c == 'n' || c == 't' || c == 'p' || c == 'P' || (c > ' ' && c < '0') ||
+           (c > '9' && c < 'A' && c != '<' && c != '>') || (c > 'Z' && c < 'a' && c != '`') ||
+           (c > 'z' && c < 0x7F);
 }
 
 ful_result pattern_translate(const ful_alloc *alloc, const char *pattern, size_t bytes, char **out)
@@ -53,9 +56,9 @@ ful_result pattern_translate(const ful_alloc *alloc, const char *pattern, size_t
     size_t room = bytes / 2 * (sizeof WHITE_SPACE + 4) + bytes + 1;
     char *text = bytes < 65536 ? mem_alloc(alloc, room) : NULL;
     if (text == NULL)
-        return bytes < 65536 ? mem_fail(room, "the Split regex")
-                             : fail(FUL_ERR_UNSUPPORTED, "Split regex of %zu bytes; at most 65535",
-                                    bytes);
+        return bytes < 65536
+                   ? mem_fail(room, "the Split regex")
+                   : fail(FUL_ERR_UNSUPPORTED, "Split regex of %zu bytes; at most 65535", bytes);
     size_t n = 0;
     bool in_class = false;
     ful_result result = FUL_OK;
@@ -90,7 +93,8 @@ ful_result pattern_translate(const ful_alloc *alloc, const char *pattern, size_t
                 result = pattern_refuse(i, "an anchor");
             else if (c == '}' && next == '+')
                 result = pattern_refuse(i, "'}+'");
-            else if (c == '(' && next == '?' && i + 2 < bytes && strchr(":=!i", pattern[i + 2]) == NULL)
+            else if (c == '(' && next == '?' && i + 2 < bytes &&
+                     strchr(":=!i", pattern[i + 2]) == NULL)
                 result = pattern_refuse(i, "this kind of group");
             text[n++] = c;
             if (c == '[') {
@@ -113,50 +117,58 @@ ful_result pattern_translate(const ful_alloc *alloc, const char *pattern, size_t
     return FUL_OK;
 }
 
-ful_result splitter_create(const ful_alloc *alloc, const char *pattern, size_t bytes, bool keep_gaps,
-                           splitter **out)
+static ful_result out_of_memory(const char *what)
 {
-    splitter *s = mem_zalloc(alloc, 1, sizeof *s);
-    if (s == NULL)
-        return mem_fail(sizeof *s, "the Split regex");
-    s->alloc = alloc;
-    s->keep_gaps = keep_gaps;
-    char *translated = NULL;
-    ful_result result = pattern_translate(alloc, pattern, bytes, &translated);
-    if (result == FUL_OK) {
-        union {
-            const ful_alloc *in;
-            void *out;
-        } ctx = {.in = alloc};
-        s->context = pcre2_general_context_create(regex_malloc, regex_free, ctx.out);
-        s->limits = s->context ? pcre2_match_context_create(s->context) : NULL;
-        if (s->limits == NULL)
-            result = mem_fail(0, "the Split regex's contexts");
+    return fail(FUL_ERR_HOST_MEMORY, "out of host memory for %s", what);
+}
+
+static ful_result splitter_compile(splitter *s, const char *pattern)
+{
+    union {
+        const ful_alloc *in;
+        void *out;
+    } ctx = {.in = s->alloc}; /* PCRE2's contexts drop the const */
+    s->context = pcre2_general_context_create(regex_malloc, regex_free, ctx.out);
+    s->limits = s->context ? pcre2_match_context_create(s->context) : NULL;
+    pcre2_compile_context *compile = s->limits ? pcre2_compile_context_create(s->context) : NULL;
+    if (compile == NULL)
+        return out_of_memory("the Split regex");
+    int error = 0;
+    PCRE2_SIZE offset = 0;
+    s->code = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP,
+                            &error, &offset, compile);
+    pcre2_compile_context_free(compile);
+    if (s->code == NULL) {
+        if (error == PCRE2_ERROR_HEAP_FAILED)
+            return out_of_memory("the Split regex");
+        char message[120] = "";
+        pcre2_get_error_message(error, (PCRE2_UCHAR *)message, sizeof message);
+        return fail(FUL_ERR_UNSUPPORTED, "Split regex: %s (at byte %zu of it as translated)",
+                    message, (size_t)offset);
     }
-    if (result == FUL_OK) {
-        int error = 0;
-        PCRE2_SIZE offset = 0;
-        pcre2_compile_context *compile = pcre2_compile_context_create(s->context);
-        s->code = pcre2_compile((PCRE2_SPTR)translated, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP,
-                                &error, &offset, compile);
-        if (compile != NULL)
-            pcre2_compile_context_free(compile);
-        uint32_t may_be_empty = 0;
-        if (s->code == NULL) {
-            char message[120] = "";
-            pcre2_get_error_message(error, (PCRE2_UCHAR *)message, sizeof message);
-            result = fail(FUL_ERR_UNSUPPORTED, "Split regex: %s (at byte %zu of it as translated)",
-                          message, (size_t)offset);
-        } else if (pcre2_pattern_info(s->code, PCRE2_INFO_MATCHEMPTY, &may_be_empty) != 0 ||
-                   may_be_empty) {
-            result = fail(FUL_ERR_UNSUPPORTED, "Split regex: it can match the empty text");
-        } else {
-            pcre2_jit_compile(s->code, PCRE2_JIT_COMPLETE); /* without it matching is only slower */
-            /* The limits guard against patterns that backtrack without end; long runs of one kind of
-             * character need more steps than their default. */
-            pcre2_set_match_limit(s->limits, UINT32_MAX);
-            pcre2_set_depth_limit(s->limits, UINT32_MAX);
-        }
+    uint32_t may_be_empty = 0;
+    if (pcre2_pattern_info(s->code, PCRE2_INFO_MATCHEMPTY, &may_be_empty) != 0 || may_be_empty)
+        return fail(FUL_ERR_UNSUPPORTED, "Split regex: it can match the empty text");
+    pcre2_jit_compile(s->code, PCRE2_JIT_COMPLETE); /* without it matching is only slower */
+    /* The limits guard against patterns that backtrack without end; long runs of one kind of
+     * character need more steps than their default. */
+    pcre2_set_match_limit(s->limits, UINT32_MAX);
+    pcre2_set_depth_limit(s->limits, UINT32_MAX);
+    return FUL_OK;
+}
+
+ful_result splitter_create(const ful_alloc *alloc, const char *pattern, size_t bytes,
+                           bool keep_gaps, splitter **out)
+{
+    *out = NULL;
+    char *translated;
+    TRY(pattern_translate(alloc, pattern, bytes, &translated));
+    splitter *s = mem_zalloc(alloc, 1, sizeof *s);
+    ful_result result = s ? FUL_OK : mem_fail(sizeof *s, "the Split regex");
+    if (s != NULL) {
+        s->alloc = alloc;
+        s->keep_gaps = keep_gaps;
+        result = splitter_compile(s, translated);
     }
     mem_free(alloc, translated);
     if (result != FUL_OK)
@@ -215,11 +227,11 @@ ful_result splitter_next(const splitter *s, splitter_match *match, const char *t
     int found = pcre2_match(s->code, (PCRE2_SPTR)text, bytes, *at, PCRE2_NO_UTF_CHECK, match->data,
                             s->limits);
     if (found == PCRE2_ERROR_JIT_STACKLIMIT) /* the interpreter's stack is the heap */
-        found = pcre2_match(s->code, (PCRE2_SPTR)text, bytes, *at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT,
-                            match->data, s->limits);
+        found = pcre2_match(s->code, (PCRE2_SPTR)text, bytes, *at,
+                            PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, match->data, s->limits);
     if (found < 0 && found != PCRE2_ERROR_NOMATCH) {
         if (found == PCRE2_ERROR_NOMEMORY || found == PCRE2_ERROR_HEAPLIMIT)
-            return mem_fail(0, "the Split regex's backtracking");
+            return out_of_memory("the Split regex's backtracking");
         char message[120] = "";
         pcre2_get_error_message(found, (PCRE2_UCHAR *)message, sizeof message);
         return fail(FUL_ERR_UNSUPPORTED, "Split regex at byte %zu of the text: %s", *at, message);

@@ -12,7 +12,8 @@ static uint64_t mix64(uint64_t x)
 
 double sampler_uniform(uint64_t seed, uint64_t counter)
 {
-    /* The seed is mixed before the counter comes in, or neighbouring seeds would share numbers. */
+    /* The seed is mixed before the counter comes in, or neighbouring seeds would
+     * share numbers. */
     uint64_t key = mix64(seed + UINT64_C(0x9E3779B97F4A7C15));
     uint64_t bits = mix64(key + (counter + 1) * UINT64_C(0x9E3779B97F4A7C15));
     return (double)(bits >> 11) * 0x1p-53;
@@ -29,12 +30,14 @@ ful_result sampler_params_read(const ful_sampler_params *params, ful_sampler_par
 {
     *out = (ful_sampler_params){0};
     if (params != NULL) {
-        size_t size = params->struct_size;
-        memcpy(out, params, size != 0 && size < sizeof *out ? size : sizeof *out);
+        if (params->struct_size == 0)
+            return fail(FUL_ERR_ARGUMENT, "ful_sampler_params: struct_size is 0");
+        memcpy(out, params, params->struct_size < sizeof *out ? params->struct_size : sizeof *out);
     }
     out->struct_size = sizeof *out;
     if (!isfinite(out->temperature) || out->temperature < 0.0f)
-        return fail(FUL_ERR_ARGUMENT, "temperature %g; it must be 0 or more", (double)out->temperature);
+        return fail(FUL_ERR_ARGUMENT, "temperature %g; it must be 0 or more",
+                    (double)out->temperature);
     if (!(out->top_p >= 0.0f && out->top_p <= 1.0f))
         return fail(FUL_ERR_ARGUMENT, "top_p %g; it must be in [0, 1]", (double)out->top_p);
     if (!(out->min_p >= 0.0f && out->min_p <= 1.0f))
@@ -48,7 +51,8 @@ static bool candidate_before(sampler_candidate a, sampler_candidate b)
     return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
-/* A heap with the first candidate on top: a few of 200,000 come out without sorting them all. */
+/* A heap with the first candidate on top: a few of 200,000 come out without
+ * sorting them all. */
 static void heap_down(sampler_candidate *heap, size_t n, size_t i)
 {
     sampler_candidate value = heap[i];
@@ -71,8 +75,8 @@ static double weight_of(float logit, float largest, float temperature)
     return exp(((double)logit - (double)largest) / (double)temperature);
 }
 
-static ful_result mask_apply(const ful_sampler_params *p, uint64_t counter, sampler_scratch *scratch,
-                             uint32_t n)
+static ful_result mask_apply(const ful_sampler_params *p, uint64_t counter,
+                             sampler_scratch *scratch, uint32_t n)
 {
     void *memory = scratch->allowed;
     if (!mem_grow(scratch->alloc, &memory, &scratch->allowed_capacity, n, 1))
@@ -105,7 +109,8 @@ static ful_result candidates_cut(const float *logits, uint32_t n, const ful_samp
     }
     for (size_t i = count / 2; i-- > 0;)
         heap_down(heap, count, i);
-    /* Candidates that leave the heap gather behind its end, the first one last. */
+    /* Candidates that leave the heap gather behind its end, the first one last.
+     */
     size_t keep = p->top_k != 0 && p->top_k < count ? p->top_k : count, left = count;
     bool by_mass = p->top_p > 0.0f && p->top_p < 1.0f;
     bool total_known = keep == count;

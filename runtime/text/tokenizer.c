@@ -193,7 +193,8 @@ ful_result ful_tokenizer_encode(const ful_tokenizer *t, const char *text, size_t
         return fail(FUL_ERR_ARGUMENT, "ful_tokenizer_encode: tokenizer, text or count is NULL");
     ful_result result = text_check(text, bytes);
     if (result == FUL_OK && (flags & ~(uint32_t)FUL_ENCODE_ADDED) != 0)
-        result = fail(FUL_ERR_ARGUMENT, "ful_tokenizer_encode: unknown flags 0x%x", (unsigned)flags);
+        result =
+            fail(FUL_ERR_ARGUMENT, "ful_tokenizer_encode: unknown flags 0x%x", (unsigned)flags);
     if (result != FUL_OK) {
         *count = 0;
         return result;

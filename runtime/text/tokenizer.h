@@ -1,4 +1,5 @@
-/* The tokenizer's tables. Built by tokenizer_load.c, read by the rest of the room. */
+/* The tokenizer's tables. Built by tokenizer_load.c, read by the rest of the
+ * room. */
 #ifndef FULGUR_TEXT_TOKENIZER_H
 #define FULGUR_TEXT_TOKENIZER_H
 
@@ -9,8 +10,9 @@
 enum {
     TOKENIZER_MAX_ID = (1 << 24) - 1, /* bounds what a hostile file can make us allocate */
     TOKEN_NONE = 0,
-    TOKEN_MODEL = 1,  /* of the vocabulary */
-    TOKEN_FOREIGN = 2, /* of the vocabulary, with characters that stand for no byte: never made by encoding */
+    TOKEN_MODEL = 1,   /* of the vocabulary */
+    TOKEN_FOREIGN = 2, /* of the vocabulary, with characters that stand for no
+                          byte: never made by encoding */
     TOKEN_ADDED = 4
 };
 

@@ -8,8 +8,9 @@
 
 enum { MAX_FILE_BYTES = 256 << 20 };
 
-/* The byte alphabet of byte-level BPE: bytes that print stand for themselves, the other 68 for U+0100
- * onwards, in order. -1: the point stands for no byte. */
+/* The byte alphabet of byte-level BPE: bytes that print stand for themselves,
+ * the other 68 for U+0100 onwards, in order. -1: the point stands for no byte.
+ */
 static int byte_of_point(uint32_t point)
 {
     if ((point >= 0x21 && point <= 0x7E) || (point >= 0xA1 && point <= 0xFF && point != 0xAD))
@@ -88,8 +89,8 @@ static ful_result arena_reserve(ful_tokenizer *t, size_t bytes)
     return FUL_OK;
 }
 
-/* Writes the bytes that `text` stands for in the byte alphabet; false if some character stands for
- * none. `out` has room for `bytes`. */
+/* Writes the bytes that `text` stands for in the byte alphabet; false if some
+ * character stands for none. `out` has room for `bytes`. */
 static bool alphabet_decode(const char *text, size_t bytes, char *out, size_t *out_bytes)
 {
     size_t n = 0;
@@ -163,7 +164,8 @@ static ful_result split_read(ful_tokenizer *t, const json_t *split)
     bool removed = behavior != NULL && strcmp(behavior, "Removed") == 0 && invert;
     if (!isolated && !removed)
         return fail(FUL_ERR_UNSUPPORTED,
-                    "pre_tokenizer Split with behavior %s, invert %s; supported are Removed with "
+                    "pre_tokenizer Split with behavior %s, invert %s; supported "
+                    "are Removed with "
                     "invert true, and Isolated",
                     behavior ? behavior : "(none)", invert ? "true" : "false");
     return splitter_create(&t->alloc, json_string_value(pattern), json_string_length(pattern),
@@ -189,7 +191,8 @@ static ful_result pre_tokenizer_read(ful_tokenizer *t, const json_t *pre)
     return split_read(t, json_array_get(parts, 0));
 }
 
-/* Where byte-level BPE can't differ, e.g. unk_token when every byte has a token, nothing is asked. */
+/* Where byte-level BPE can't differ, e.g. unk_token when every byte has a
+ * token, nothing is asked. */
 static ful_result model_check(ful_tokenizer *t, const json_t *root, const json_t *model)
 {
     if (!json_is_object(model))
@@ -218,8 +221,8 @@ static ful_result model_check(ful_tokenizer *t, const json_t *root, const json_t
 static ful_result id_check(json_int_t id, const char *what)
 {
     if (id < 0 || id > TOKENIZER_MAX_ID)
-        return fail(FUL_ERR_FORMAT, "id %lld of \"%.80s\"; ids go from 0 to %d", (long long)id, what,
-                    (int)TOKENIZER_MAX_ID);
+        return fail(FUL_ERR_FORMAT, "id %lld of \"%.80s\"; ids go from 0 to %d", (long long)id,
+                    what, (int)TOKENIZER_MAX_ID);
     return FUL_OK;
 }
 
@@ -228,7 +231,8 @@ static ful_result ids_measure(ful_tokenizer *t, json_t *vocab, const json_t *add
     json_int_t largest = -1;
     const char *key;
     json_t *value;
-    json_object_foreach (vocab, key, value) {
+    json_object_foreach(vocab, key, value)
+    {
         if (!json_is_integer(value))
             return fail(FUL_ERR_FORMAT, "model.vocab: the id of \"%.80s\" is not an integer", key);
         TRY(id_check(json_integer_value(value), key));
@@ -257,7 +261,8 @@ static ful_result vocab_read(ful_tokenizer *t, json_t *vocab)
         t->byte_token[b] = -1;
     const char *key;
     json_t *value;
-    json_object_foreach (vocab, key, value) {
+    json_object_foreach(vocab, key, value)
+    {
         int32_t id = (int32_t)json_integer_value(value);
         size_t length = strlen(key), bytes = 0;
         token_entry *entry = &t->tokens[id];
@@ -309,8 +314,8 @@ static ful_result merge_parts(const json_t *merge, size_t index, const char *par
             return FUL_OK;
         }
     }
-    return fail(FUL_ERR_FORMAT, "model.merges[%zu] is neither \"left right\" nor [\"left\", \"right\"]",
-                index);
+    return fail(FUL_ERR_FORMAT,
+                "model.merges[%zu] is neither \"left right\" nor [\"left\", \"right\"]", index);
 }
 
 static ful_result merges_read(ful_tokenizer *t, const json_t *merges)
@@ -331,8 +336,9 @@ static ful_result merges_read(ful_tokenizer *t, const json_t *merges)
             id[2] = token_table_find(t, &t->vocab, out, bytes[0] + bytes[1]);
         }
         if (id[0] < 0 || id[1] < 0 || id[2] < 0)
-            return fail(FUL_ERR_FORMAT, "model.merges[%zu] (\"%.*s\" + \"%.*s\"): %s is not in model.vocab",
-                        i, (int)(length[0] < 80 ? length[0] : 80), part[0],
+            return fail(FUL_ERR_FORMAT,
+                        "model.merges[%zu] (\"%.*s\" + \"%.*s\"): %s is not in model.vocab", i,
+                        (int)(length[0] < 80 ? length[0] : 80), part[0],
                         (int)(length[1] < 80 ? length[1] : 80), part[1],
                         id[0] < 0   ? "the left part"
                         : id[1] < 0 ? "the right part"
@@ -367,7 +373,8 @@ static ful_result added_token_read(ful_tokenizer *t, const json_t *added, added_
     int32_t id = (int32_t)json_integer_value(json_object_get(added, "id"));
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++)
         if (json_is_true(json_object_get(added, refused[i])))
-            return fail(FUL_ERR_UNSUPPORTED, "added token \"%.80s\" with %s true", text, refused[i]);
+            return fail(FUL_ERR_UNSUPPORTED, "added token \"%.80s\" with %s true", text,
+                        refused[i]);
     if (token_table_find(t, &t->added_table, text, bytes) >= 0)
         return fail(FUL_ERR_FORMAT, "added token \"%.80s\" is listed twice", text);
     TRY(arena_reserve(t, 2 * bytes));
@@ -383,16 +390,17 @@ static ful_result added_token_read(ful_tokenizer *t, const json_t *added, added_
         return fail(FUL_ERR_FORMAT, "added token \"%.80s\" has id %d, but %d in model.vocab", text,
                     (int)id, (int)in_vocab);
     if (entry->flags != TOKEN_NONE && in_vocab != id && !foreign_twin)
-        return fail(FUL_ERR_FORMAT, "id %d of added token \"%.80s\" is another token's too", (int)id,
-                    text);
+        return fail(FUL_ERR_FORMAT, "id %d of added token \"%.80s\" is another token's too",
+                    (int)id, text);
     if (entry->flags == TOKEN_NONE || entry->flags == TOKEN_FOREIGN) {
         memcpy(out, text, bytes);
         *entry = (token_entry){.offset = (uint32_t)t->arena_bytes, .bytes = (uint32_t)bytes};
         t->arena_bytes += bytes;
     } else if (entry->bytes != bytes || memcmp(t->arena + entry->offset, text, bytes) != 0) {
-        /* One entry can't have two spellings, and merges may need the vocabulary's. */
-        return fail(FUL_ERR_UNSUPPORTED, "added token \"%.80s\" is also a merged token with other bytes",
-                    text);
+        /* One entry can't have two spellings, and merges may need the vocabulary's.
+         */
+        return fail(FUL_ERR_UNSUPPORTED,
+                    "added token \"%.80s\" is also a merged token with other bytes", text);
     }
     entry->flags |= TOKEN_ADDED;
     token_table_add(t, &t->added_table, id);

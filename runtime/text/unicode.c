@@ -3,10 +3,11 @@
 #include <string.h>
 #include <utf8proc.h>
 
-/* The reference tokenizer's normaliser carries Unicode 9's data: what came later it leaves as it
- * stands and never moves a mark across it. Tokens must be the same whatever the version of utf8proc,
- * so these code points (assigned after Unicode 9, up to 18, with a combining class or a part in a
- * canonical decomposition) end a run and are copied. */
+/* The reference tokenizer's normaliser carries Unicode 9's data: what came
+ * later it leaves as it stands and never moves a mark across it. Tokens must be
+ * the same whatever the version of utf8proc, so these code points (assigned
+ * after Unicode 9, up to 18, with a combining class or a part in a canonical
+ * decomposition) end a run and are copied. */
 static const struct {
     uint32_t first, last;
 } late_points[] = {
@@ -31,7 +32,7 @@ static const struct {
 };
 
 enum {
-    FIRST_MARK = 0x300, /* no code point below composes with what stands before it */
+    FIRST_MARK = 0x300,     /* no code point below composes with what stands before it */
     FIRST_MARK_LEAD = 0xCC, /* first byte of U+0300 in UTF-8 */
     SHORT_RUN = 16
 };
@@ -53,7 +54,8 @@ bool utf8_valid(const char *text, size_t bytes, size_t *offset)
         size_t n = b < 0x80 ? 1 : b < 0xC2 ? 0 : b < 0xE0 ? 2 : b < 0xF0 ? 3 : b < 0xF5 ? 4 : 0;
         bool good = n != 0 && n <= bytes - i;
         if (good && n > 1) {
-            /* The second byte excludes overlong forms, surrogates and values past U+10FFFF. */
+            /* The second byte excludes overlong forms, surrogates and values past
+             * U+10FFFF. */
             uint8_t low = b == 0xE0 ? 0xA0 : b == 0xF0 ? 0x90 : 0x80;
             uint8_t high = b == 0xED ? 0x9F : b == 0xF4 ? 0x8F : 0xBF;
             good = t[i + 1] >= low && t[i + 1] <= high;
@@ -188,8 +190,8 @@ static ful_result points_flush(nfc_buffer *b)
         i = end + (end == i);
     }
     if (n > 1) {
-        utf8proc_ssize_t length = utf8proc_normalize_utf32(
-            b->points, (utf8proc_ssize_t)n, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+        utf8proc_ssize_t length = utf8proc_normalize_utf32(b->points, (utf8proc_ssize_t)n,
+                                                           UTF8PROC_COMPOSE | UTF8PROC_STABLE);
         if (length < 0)
             return fail(FUL_ERR_ARGUMENT, "text can't be normalised: %s", utf8proc_errmsg(length));
         n = (size_t)length;
@@ -231,7 +233,8 @@ ful_result nfc_apply(nfc_buffer *b, const char *text, size_t bytes, const char *
             at++;
             continue;
         }
-        /* A run: the code point before the first high one, and all high ones that follow. */
+        /* A run: the code point before the first high one, and all high ones that
+         * follow. */
         size_t start = at;
         if (at > i) {
             start--;
@@ -244,7 +247,8 @@ ful_result nfc_apply(nfc_buffer *b, const char *text, size_t bytes, const char *
             size_t length = utf8_read(text + i, &point);
             if (i > at && point < FIRST_MARK)
                 break;
-            /* Ideographs take no part in composition; cutting there keeps runs short. */
+            /* Ideographs take no part in composition; cutting there keeps runs short.
+             */
             bool inert = (point >= 0x3400 && point <= 0x9FFF) || point_is_late(point);
             if (inert) {
                 TRY(points_flush(b));

@@ -8,11 +8,16 @@ static const char replacement[3] = {'\xEF', '\xBF', '\xBD'}; /* U+FFFD */
 /* Bytes a sequence with this first byte has; 0 if none starts so. */
 static uint32_t sequence_bytes(uint8_t first)
 {
-    return first < 0x80 ? 1u : first < 0xC2 ? 0u : first < 0xE0 ? 2u : first < 0xF0 ? 3u
-           : first < 0xF5 ? 4u : 0u;
+    return first < 0x80   ? 1u
+           : first < 0xC2 ? 0u
+           : first < 0xE0 ? 2u
+           : first < 0xF0 ? 3u
+           : first < 0xF5 ? 4u
+                          : 0u;
 }
 
-/* True if `next` can stand behind the n bytes held, which are the start of a sequence. */
+/* True if `next` can stand behind the n bytes held, which are the start of a
+ * sequence. */
 static bool sequence_goes_on(const uint8_t *held, uint32_t n, uint8_t next)
 {
     uint8_t low = 0x80, high = 0xBF;
