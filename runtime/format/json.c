@@ -6,10 +6,10 @@ ful_result json_parse(const char *path, const char *text, size_t bytes, json_t *
     *out = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
     if (*out)
         return FUL_OK;
-    ful_result result = FUL_ERR_FORMAT;
-    if (json_error_code(&error) == json_error_out_of_memory)
-        result = FUL_ERR_HOST_MEMORY;
-    return fail(result, "%s:%d:%d: %s", path, error.line, error.column, error.text);
+    /* Where jansson's own memory runs out it mostly says nothing at all. */
+    if (error.text[0] == '\0' || json_error_code(&error) == json_error_out_of_memory)
+        return fail(FUL_ERR_HOST_MEMORY, "%s: out of host memory while parsing JSON", path);
+    return fail(FUL_ERR_FORMAT, "%s:%d:%d: %s", path, error.line, error.column, error.text);
 }
 
 ful_result json_load_path(const ful_alloc *a, const char *path, uint64_t max_bytes, json_t **out)
