@@ -119,8 +119,8 @@ void op_rope_table(uint32_t first_position, uint32_t rows, uint32_t rotary_dim, 
 
 /* ---- dispatches ---- */
 
-/* How the work is spread; a function of what is known when commands are recorded, so that the size of
- * scratch and the dispatches agree. */
+/* How the work is spread; a function of what is known when commands are recorded, so that the size
+ * of scratch and the dispatches agree. */
 typedef struct plan {
     uint32_t lanes, parts, tile_rows, key_block; /* tile_rows = lanes / parts */
     uint32_t splits;
@@ -255,14 +255,13 @@ static ful_result attention_pipelines(attention *t)
     TRY(gpu_pipeline_get(t->ctx->device, &attend, &t->attend));
     if (t->plan.splits == 1)
         return FUL_OK;
-    gpu_pipeline_desc merge = {
-        .module = "attention_merge",
-        .buffer_count = 2,
-        .uniform = true,
-        .push_bytes = sizeof(merge_push),
-        .spec_count = 5,
-        .spec = {op_wide(t->ctx) ? MERGE_LANES : t->plan.lanes, a->head_dim, t->plan.tile_rows,
-                 a->heads, kv->kv_heads}};
+    gpu_pipeline_desc merge = {.module = "attention_merge",
+                               .buffer_count = 2,
+                               .uniform = true,
+                               .push_bytes = sizeof(merge_push),
+                               .spec_count = 5,
+                               .spec = {op_wide(t->ctx) ? MERGE_LANES : t->plan.lanes, a->head_dim,
+                                        t->plan.tile_rows, a->heads, kv->kv_heads}};
     return gpu_pipeline_get(t->ctx->device, &merge, &t->merge);
 }
 
@@ -290,8 +289,7 @@ static ful_result rows_per_dispatch(const attention *t, uint32_t *out)
     if (rows == 0)
         return fail(FUL_ERR_UNSUPPORTED,
                     "attention: %llu rows of %llu bytes exceed the device's binding of %llu bytes",
-                    (unsigned long long)step, (unsigned long long)most,
-                    (unsigned long long)window);
+                    (unsigned long long)step, (unsigned long long)most, (unsigned long long)window);
     *out = (uint32_t)rows;
     return FUL_OK;
 }
@@ -314,19 +312,18 @@ static ful_result record_rope(const attention *t, uint32_t row0, uint32_t rows)
         uint32_t head0 = w == 0 ? 0 : a->heads;
         rope_push push = {row0, rows, a->qkv_stride, w * kv->window_tokens, tokens_in_window(kv, w),
                           head0};
-        gpu_dispatch d = {
-            .pipeline = t->rope,
-            .buffers = {gpu_part(a->qkv, row0 * row_bytes, rows * row_bytes),
-                        gpu_part(a->rope, row0 * table_bytes, rows * table_bytes),
-                        gpu_whole(&kv->windows[w])},
-            .writes = 1u << 2,
-            .updates = 1u << 0,
-            .uniform = t->ctx->step,
-            .push = &push,
-            .groups = {a->heads + 2 * kv->kv_heads - head0, rows, 1},
-            .cost = {.bytes = (double)rows * (double)row_bytes * 2},
-            .label = "rope_append",
-            .layer = t->ctx->layer};
+        gpu_dispatch d = {.pipeline = t->rope,
+                          .buffers = {gpu_part(a->qkv, row0 * row_bytes, rows * row_bytes),
+                                      gpu_part(a->rope, row0 * table_bytes, rows * table_bytes),
+                                      gpu_whole(&kv->windows[w])},
+                          .writes = 1u << 2,
+                          .updates = 1u << 0,
+                          .uniform = t->ctx->step,
+                          .push = &push,
+                          .groups = {a->heads + 2 * kv->kv_heads - head0, rows, 1},
+                          .cost = {.bytes = (double)rows * (double)row_bytes * 2},
+                          .label = "rope_append",
+                          .layer = t->ctx->layer};
         if (a->rotary_dim == 0) /* the table is not read, but something has to be bound */
             d.buffers[1] = t->ctx->step;
         TRY(gpu_commands_dispatch(t->ctx->commands, &d));
@@ -399,7 +396,8 @@ static ful_result record_rows(const attention *t, uint32_t row0, uint32_t rows)
     for (uint32_t w = 0; w < kv->window_count; w++) {
         uint32_t tokens = tokens_in_window(kv, w), pass = t->plan.pass_tokens;
         for (uint32_t first = 0; first < tokens; first += pass)
-            TRY(record_pass(t, row0, rows, w, first, tokens - first < pass ? tokens - first : pass));
+            TRY(record_pass(t, row0, rows, w, first,
+                            tokens - first < pass ? tokens - first : pass));
     }
     return t->plan.splits > 1 ? record_merge(t, row0, rows) : FUL_OK;
 }

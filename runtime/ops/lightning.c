@@ -29,7 +29,8 @@ static spread spread_choose(const op_context *ctx)
 {
     if (op_wide(ctx))
         return (spread){128, 4, 32};
-    /* One part: no shared memory, no barrier, and every load of q and k is the same for all lanes. */
+    /* One part: no shared memory, no barrier, and every load of q and k is the same for all lanes.
+     */
     uint32_t lanes = device_caps(ctx->device)->subgroup_size;
     lanes = lanes > 8 && lanes <= 64 ? lanes : 8;
     return (spread){lanes, 1, lanes};
@@ -110,8 +111,8 @@ static ful_result heads_per_dispatch(const op_context *ctx, const op_lightning_a
     return FUL_OK;
 }
 
-/* Rows whose qkv, outputs and scratch each fit one binding, so that the next ones begin at a multiple of
- * 256 bytes, and at a block's start if blocks fit at all. */
+/* Rows whose qkv, outputs and scratch each fit one binding, so that the next ones begin at a
+ * multiple of 256 bytes, and at a block's start if blocks fit at all. */
 static ful_result rows_per_dispatch(const op_context *ctx, const op_lightning_args *a,
                                     uint64_t block_bytes, uint32_t *out)
 {
@@ -185,8 +186,8 @@ static ful_result prefill_part(const prefill *p, uint32_t row0, uint32_t rows, u
     gpu_range qkv = gpu_part(a->qkv, row0 * row_bytes, rows * row_bytes);
     gpu_range out = gpu_part(a->out, row0 * out_bytes, rows * out_bytes);
     gpu_range state = gpu_part(a->state, head0 * head_bytes, heads * head_bytes);
-    gpu_range scratch = gpu_part(a->scratch, 0,
-                                 (uint64_t)blocks * heads * p->block_words * sizeof(uint32_t));
+    gpu_range scratch =
+        gpu_part(a->scratch, 0, (uint64_t)blocks * heads * p->block_words * sizeof(uint32_t));
     double tokens = (double)rows * heads, dim = (double)a->head_dim;
 
     scores_push push = {row0, rows, a->qkv_stride / 4, head0, heads};
