@@ -9,10 +9,12 @@ string byte for byte. Exit code 77: the package is missing.
 """
 
 import json
+import os
 import random
 import struct
 import subprocess
 import sys
+import tempfile
 import unicodedata
 
 try:
@@ -173,6 +175,23 @@ def compare(name, program, path, strings, added):
     return wrong
 
 
+def train(path, out, text):
+    """A tokenizer of the same structure whose merges reach into every script and into runs."""
+    model = tokenizers.Tokenizer.from_file(path)
+    special = [t.content for t in model.get_added_tokens_decoder().values()]
+    fresh = tokenizers.Tokenizer(tokenizers.models.BPE())
+    fresh.normalizer = model.normalizer
+    fresh.pre_tokenizer = model.pre_tokenizer
+    fresh.decoder = model.decoder
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=16384, min_frequency=2, special_tokens=special, show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    runs = [c * n for c in "a \n.9A\u0301中😀" for n in (3, 7, 40)] * 3
+    samples = [s for s in adversarial() if len(s) < 2000] * 3 + list(random_strings(4000, 1)) + runs
+    fresh.train_from_iterator(samples + text[:300000].split("\n"), trainer)
+    fresh.save(out)
+
+
 def main():
     if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
@@ -186,6 +205,12 @@ def main():
     wrong += compare("held-out text", program, path, [text] + text.split("\n"), True)
     wrong += compare("adversarial", program, path, list(adversarial()), True)
     wrong += compare("adversarial", program, path, list(adversarial()), False)
+    with tempfile.TemporaryDirectory() as folder:
+        trained = os.path.join(folder, "tokenizer.json")
+        train(path, trained, text)
+        wrong += compare("trained on all scripts", program, trained, list(random_strings(count, 1)), False)
+        wrong += compare("trained on all scripts", program, trained, list(random_strings(count // 4, 2)), False)
+        wrong += compare("trained on all scripts, adversarial", program, trained, list(adversarial()), True)
     sys.exit(1 if wrong else 0)
 
 
