@@ -238,6 +238,8 @@ static ful_result entries_read(tensor_file *file, shard *s, json_t *header, uint
     if (count > UINT32_MAX - file->tensor_count)
         return fail(FUL_ERR_FORMAT, "%s: %zu tensors, the limit is %" PRIu32 " in all files",
                     s->path, count, UINT32_MAX);
+    if (count == 0)
+        return layout_check(s->path, NULL, 0, NULL, s->map.bytes - 8 - header_bytes);
     size_t need = file->tensor_count + count;
     if (!mem_grow(&file->alloc, (void **)&file->tensors, &file->tensor_capacity, need,
                   sizeof *file->tensors))
