@@ -107,12 +107,16 @@ void main()
             uint row = i / W_CHUNKS, chunk = i % W_CHUNKS;
             uint k = k0 + chunk * WEIGHTS_PER_UVEC4;
             uint from = min(block_row + row, push.window_rows - 1u);
-            // The end of a row is padded with zeros up to 16 bytes.
             uvec4 words = uvec4(0u);
             if (k < push.cols)
                 words = w[(window_base + from) * push.row_uvec4 + k / WEIGHTS_PER_UVEC4];
             float values[8];
             unpack(words, values);
+            // Whatever pads the row to 16 bytes must not count.
+            if (k + WEIGHTS_PER_UVEC4 > push.cols) {
+                [[unroll]] for (uint t = 0u; t < WEIGHTS_PER_UVEC4; t++)
+                    values[t] = k + t < push.cols ? values[t] : 0.0;
+            }
 #ifdef HALF
             if (ROW_SCALE != 0u) {
                 float scale = w_scale[expert * push.rows + push.window_row + from];

@@ -1,16 +1,17 @@
 /* Routing and the mixture of experts.
  *
- * Few rows: matrix-vector kernels straight from the routes. Many: the pairs (row, k) are counted and
- * sorted by expert, grouped kernels run over real tiles only, their number written on the device.
- * Steps whose buffers would exceed a binding are treated in parts of rows. */
+ * Few rows: matrix-vector kernels straight from the routes. Many: the pairs (row, k) are counted
+ * and sorted by expert, grouped kernels run over real tiles only, their number written on the
+ * device. Steps whose buffers would exceed a binding are treated in parts of rows. */
 #include <assert.h>
 
 #include "ops/op.h"
 
 enum {
-    FEW_ROWS = 8,    /* up to here each expert's rows fit one invocation's registers */
-    FUSED_ROWS = 2,  /* up to here down and combine are one dispatch */
-    NARROW_TILE = 8, /* pairs an invocation of a narrow kernel holds */
+    FEW_ROWS = 8,        /* up to here each expert's rows fit one invocation's registers */
+    FEW_ROWS_NARROW = 2, /* where registers cost time even if they hold no row */
+    FUSED_ROWS = 2,      /* up to here down and combine are one dispatch */
+    NARROW_TILE_MAX = 8, /* pairs an invocation of a narrow kernel holds: 4 and 16 were slower */
     TILE_BM = 64,
     ROW_STEP = 64, /* parts begin at multiples of this, so that every range stays aligned */
     PART_ROWS_MAX = 32768,
@@ -124,7 +125,8 @@ typedef struct moe_plan {
 } moe_plan;
 
 /* The most windows a tensor of this shape can have, whatever its type. */
-static uint64_t windows_max(const ful_device *device, uint32_t experts, uint32_t rows, uint32_t cols)
+static uint64_t windows_max(const ful_device *device, uint32_t experts, uint32_t rows,
+                            uint32_t cols)
 {
     uint64_t window = device_window_bytes(device) - 256;
     uint64_t row_bytes = (4 * (uint64_t)cols + 15) / 16 * 16;
@@ -159,14 +161,16 @@ static uint64_t place(uint64_t *end, uint64_t bytes)
 static moe_plan plan_make(const op_context *ctx, bool half, uint32_t rows, uint32_t top_k,
                           uint32_t experts, uint32_t dim, uint32_t width)
 {
-    moe_plan p = {.wide = op_wide(ctx), .few = rows <= FEW_ROWS, .half = half};
+    moe_plan p = {.wide = op_wide(ctx), .half = half};
+    p.few = rows <= (uint32_t)(p.wide ? FEW_ROWS : FEW_ROWS_NARROW);
     const ful_caps *caps = device_caps(ctx->device);
     uint64_t limit = range_limit(ctx->device);
-    p.tile_rows = NARROW_TILE;
-    if (p.wide) {
-        uint64_t expected = (uint64_t)rows * top_k / experts;
+    uint64_t expected = (uint64_t)rows * top_k / experts;
+    if (p.wide)
         p.tile_rows = expected <= 16 ? 16 : expected <= 32 ? 32 : 64;
-    }
+    else
+        p.tile_rows =
+            expected < NARROW_TILE_MAX ? round_up_pow2((uint32_t)expected) : NARROW_TILE_MAX;
     p.hidden_stride = width;
     p.packed_stride = (width + 7) / 8 * 8;
 
@@ -204,8 +208,8 @@ static moe_plan plan_make(const op_context *ctx, bool half, uint32_t rows, uint3
     return p;
 }
 
-uint64_t op_moe_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t top_k, uint32_t experts,
-                              uint32_t dim, uint32_t width)
+uint64_t op_moe_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t top_k,
+                              uint32_t experts, uint32_t dim, uint32_t width)
 {
     return plan_make(ctx, ctx->half, rows, top_k, experts, dim, width).bytes;
 }
@@ -266,24 +270,25 @@ static ful_result record_windows(const moe_part *m, const group_call *call)
         /* Expected share of the pairs, for the time budget. */
         double share = pairs * window->expert_count / w->experts;
         double used = share < window->expert_count ? share : window->expert_count;
-        gpu_dispatch d = {.pipeline = call->pipeline,
-                          .buffers = {call->x, gpu_whole(&window->buffer), call->lists, call->out},
-                          .writes = 1u << 3,
-                          .uniform = m->ctx->step,
-                          .push = &push,
-                          .groups = {call->items, div_up(window->row_count, call->rows_per_group), 1},
-                          .cost = {.bytes = used * window->row_count * (double)w->row_bytes +
-                                            4.0 * share * (w->cols + window->row_count),
-                                   .flops = 2.0 * share * window->row_count * w->cols},
-                          .label = call->label,
-                          .layer = m->ctx->layer};
+        gpu_dispatch d = {
+            .pipeline = call->pipeline,
+            .buffers = {call->x, gpu_whole(&window->buffer), call->lists, call->out},
+            .writes = 1u << 3,
+            .uniform = m->ctx->step,
+            .push = &push,
+            .groups = {call->items, div_up(window->row_count, call->rows_per_group), 1},
+            .cost = {.bytes = used * window->row_count * (double)w->row_bytes +
+                              4.0 * share * (w->cols + window->row_count),
+                     .flops = 2.0 * share * window->row_count * w->cols},
+            .label = call->label,
+            .layer = m->ctx->layer};
         if (call->buffer_count > 4)
             d.buffers[4] = call->x_scale;
         if (call->buffer_count > 5)
             d.buffers[5] = call->w_scale;
         if (call->indirect)
-            d.indirect = gpu_part(m->indirect,
-                                  (uint64_t)(call->first_indirect + i) * ARGS_STRIDE_BYTES, 12);
+            d.indirect =
+                gpu_part(m->indirect, (uint64_t)(call->first_indirect + i) * ARGS_STRIDE_BYTES, 12);
         TRY(gpu_commands_dispatch(m->ctx->commands, &d));
     }
     return FUL_OK;
@@ -298,11 +303,13 @@ enum matvec_mode { MODE_UP = 0, MODE_DOWN = 1, MODE_DOWN_COMBINE = 2 };
 enum matvec_source { SOURCE_ROUTES = 0, SOURCE_TILES = 1 };
 
 static ful_result matvec_pipeline(const moe_part *m, ful_type type, bool half, uint32_t rows,
-                                  enum matvec_mode mode, enum matvec_source source, group_call *call)
+                                  enum matvec_mode mode, enum matvec_source source,
+                                  group_call *call)
 {
     static const char *const names[2][2][3] = {
         {{"moe_matvec_narrow_f32", "moe_matvec_narrow_f16", "moe_matvec_narrow_bf16"},
-         {"moe_matvec_narrow_half_f32", "moe_matvec_narrow_half_f16", "moe_matvec_narrow_half_bf16"}},
+         {"moe_matvec_narrow_half_f32", "moe_matvec_narrow_half_f16",
+          "moe_matvec_narrow_half_bf16"}},
         {{"moe_matvec_wide_f32", "moe_matvec_wide_f16", "moe_matvec_wide_bf16"},
          {"moe_matvec_wide_half_f32", "moe_matvec_wide_half_f16", "moe_matvec_wide_half_bf16"}}};
     bool wide = m->plan->wide;
@@ -326,12 +333,13 @@ static ful_result matmul_pipeline(const moe_part *m, const gpu_tensor *w, enum m
         {"moe_matmul_half_f32", "moe_matmul_half_f16", "moe_matmul_half_bf16"}};
     bool half = m->plan->half;
     uint32_t bn = m->plan->tile_rows, row_scale = half && w->row_scale.vk != VK_NULL_HANDLE;
-    gpu_pipeline_desc desc = {.module = names[half][type_index(w->type)],
-                              .buffer_count = half ? 6 : 4,
-                              .uniform = true,
-                              .push_bytes = sizeof(group_push),
-                              .spec_count = 8,
-                              .spec = {128, TILE_BM, bn, 4, bn / 8, half ? 32 : 16, mode, row_scale}};
+    gpu_pipeline_desc desc = {
+        .module = names[half][type_index(w->type)],
+        .buffer_count = half ? 6 : 4,
+        .uniform = true,
+        .push_bytes = sizeof(group_push),
+        .spec_count = 8,
+        .spec = {128, TILE_BM, bn, 4, bn / 8, half ? 32 : 16, mode, row_scale}};
     call->buffer_count = desc.buffer_count;
     call->rows_per_group = TILE_BM;
     /* Not read without row_scale, but a binding must be there. */
@@ -353,16 +361,16 @@ static ful_result record_combine(const moe_part *m)
     gpu_pipeline *pipeline;
     TRY(gpu_pipeline_get(m->ctx->device, &desc, &pipeline));
     double elements = (double)m->rows * push.dim;
-    gpu_dispatch d = {.pipeline = pipeline,
-                      .buffers = {m->down, m->routes, m->out},
-                      .writes = 1u << 2,
-                      .uniform = m->ctx->step,
-                      .push = &push,
-                      .groups = {div_up(push.dim, 64), m->rows, 1},
-                      .cost = {.bytes = 4 * elements * (push.top_k + 1.0),
-                               .flops = 2 * elements * push.top_k},
-                      .label = "moe combine",
-                      .layer = m->ctx->layer};
+    gpu_dispatch d = {
+        .pipeline = pipeline,
+        .buffers = {m->down, m->routes, m->out},
+        .writes = 1u << 2,
+        .uniform = m->ctx->step,
+        .push = &push,
+        .groups = {div_up(push.dim, 64), m->rows, 1},
+        .cost = {.bytes = 4 * elements * (push.top_k + 1.0), .flops = 2 * elements * push.top_k},
+        .label = "moe combine",
+        .layer = m->ctx->layer};
     return gpu_commands_dispatch(m->ctx->commands, &d);
 }
 
@@ -391,8 +399,8 @@ static ful_result record_few(const moe_part *m)
                        .out_stride = a->w2->rows,
                        .items = fused ? m->rows : pairs,
                        .label = "moe down"};
-    TRY(matvec_pipeline(m, a->w2->type, false, fused ? 1 : held, fused ? MODE_DOWN_COMBINE : MODE_DOWN,
-                        SOURCE_ROUTES, &down));
+    TRY(matvec_pipeline(m, a->w2->type, false, fused ? 1 : held,
+                        fused ? MODE_DOWN_COMBINE : MODE_DOWN, SOURCE_ROUTES, &down));
     TRY(record_windows(m, &down));
     return fused ? FUL_OK : record_combine(m);
 }
@@ -542,10 +550,11 @@ ful_result op_moe(const op_context *ctx, const op_moe_args *args)
                     (unsigned)args->rows, (unsigned)args->top_k, (unsigned)w13->experts);
     moe_plan plan = plan_make(ctx, args->x.half, args->rows, args->top_k, w13->experts, dim, width);
     if (plan.part_rows == 0)
-        return fail(FUL_ERR_DEVICE_MEMORY,
-                    "experts: %d rows of %u x %u elements exceed the device's binding of %llu bytes",
-                    ROW_STEP, (unsigned)args->top_k, (unsigned)(dim > width ? dim : width),
-                    (unsigned long long)range_limit(ctx->device));
+        return fail(
+            FUL_ERR_DEVICE_MEMORY,
+            "experts: %d rows of %u x %u elements exceed the device's binding of %llu bytes",
+            ROW_STEP, (unsigned)args->top_k, (unsigned)(dim > width ? dim : width),
+            (unsigned long long)range_limit(ctx->device));
     if (args->scratch.bytes < plan.bytes)
         return fail(FUL_ERR_ARGUMENT, "experts: %llu bytes of scratch, %llu are needed",
                     (unsigned long long)args->scratch.bytes, (unsigned long long)plan.bytes);
@@ -554,23 +563,22 @@ ful_result op_moe(const op_context *ctx, const op_moe_args *args)
     uint64_t route_bytes = 8 * (uint64_t)args->top_k;
     for (uint32_t row0 = 0; row0 < args->rows; row0 += plan.part_rows) {
         uint32_t rows = args->rows - row0 < plan.part_rows ? args->rows - row0 : plan.part_rows;
-        moe_part part = {
-            .ctx = ctx,
-            .args = args,
-            .plan = &plan,
-            .row0 = row0,
-            .rows = rows,
-            .x = rows_of(args->x.data, row0, rows, x_bytes),
-            .x_scale = rows_of(args->x.scale, row0, rows, 4),
-            .routes = rows_of(args->routes, row0, rows, route_bytes),
-            .out = rows_of(args->out, row0, rows, 4 * (uint64_t)dim),
-            .counts = gpu_part(args->scratch, plan.counts, plan.counts_bytes),
-            .lists = gpu_part(args->scratch, plan.lists, plan.lists_bytes),
-            .indirect = gpu_part(args->scratch, plan.indirect, plan.indirect_bytes),
-            .hidden = gpu_part(args->scratch, plan.hidden, plan.hidden_bytes),
-            .packed = gpu_part(args->scratch, plan.packed, plan.packed_bytes),
-            .scale = gpu_part(args->scratch, plan.scale, plan.scale_bytes),
-            .down = gpu_part(args->scratch, plan.down, plan.down_bytes)};
+        moe_part part = {.ctx = ctx,
+                         .args = args,
+                         .plan = &plan,
+                         .row0 = row0,
+                         .rows = rows,
+                         .x = rows_of(args->x.data, row0, rows, x_bytes),
+                         .x_scale = rows_of(args->x.scale, row0, rows, 4),
+                         .routes = rows_of(args->routes, row0, rows, route_bytes),
+                         .out = rows_of(args->out, row0, rows, 4 * (uint64_t)dim),
+                         .counts = gpu_part(args->scratch, plan.counts, plan.counts_bytes),
+                         .lists = gpu_part(args->scratch, plan.lists, plan.lists_bytes),
+                         .indirect = gpu_part(args->scratch, plan.indirect, plan.indirect_bytes),
+                         .hidden = gpu_part(args->scratch, plan.hidden, plan.hidden_bytes),
+                         .packed = gpu_part(args->scratch, plan.packed, plan.packed_bytes),
+                         .scale = gpu_part(args->scratch, plan.scale, plan.scale_bytes),
+                         .down = gpu_part(args->scratch, plan.down, plan.down_bytes)};
         TRY(plan.few ? record_few(&part) : record_many(&part));
     }
     return FUL_OK;
