@@ -508,7 +508,7 @@ static void test_lost(void **state)
     gpu_buffer x, y;
     GPU_OK(gpu_buffer_create(lost, 4096, GPU_MEMORY_DEVICE, "x", &x));
     GPU_OK(gpu_buffer_create(lost, 4096, GPU_MEMORY_HOST, "y", &y));
-    inplace_push push = {64, 3, 1, 20000000};
+    inplace_push push = {64, 3, 1, 2000000};
     gpu_commands *c, *other;
     GPU_OK(gpu_commands_begin(lost, GPU_COMMANDS_REUSABLE, &c));
     GPU_OK(gpu_commands_begin(lost, 0, &other));
