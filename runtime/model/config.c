@@ -35,7 +35,8 @@ static json_t *value_get(const reader *r, const char *key)
 static const char *value_text(reader *r, const json_t *value)
 {
     memset(r->text, 0, sizeof r->text);
-    size_t n = json_dumpb(value, r->text, sizeof r->text - 1, JSON_ENCODE_ANY | JSON_COMPACT);
+    size_t n = json_dumpb(value, r->text, sizeof r->text - 1,
+                          JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(15));
     if (n >= sizeof r->text)
         memcpy(r->text + sizeof r->text - 4, "...", 4);
     return r->text;

@@ -31,6 +31,7 @@ struct ful_model {
     gpu_tensor head;      /* [vocab][hidden]; unused if config.tied_head */
     gpu_buffer final_norm;
     model_layer *layers; /* [block_count] */
+    op_shape shape;      /* tests only: how sessions made from now on spread their kernels */
 };
 
 /* The tensor names and shapes a config asks for, against those in the files. */

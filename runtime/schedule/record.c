@@ -161,6 +161,7 @@ ful_result record_step(const recorder *r, gpu_commands *commands, const step *s)
                       .commands = commands,
                       .step = gpu_whole(&r->io->step),
                       .half = r->list->half,
+                      .shape = r->model->shape,
                       .layer = s->layer};
     switch (s->kind) {
     case STEP_EMBED:

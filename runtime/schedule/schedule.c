@@ -57,17 +57,29 @@ static ful_result measure(const step_source *source, uint32_t rows, uint64_t *ar
     return FUL_OK;
 }
 
-ful_result schedule_arena_bytes(const schedule_shape *shape, uint32_t rows, uint64_t *arena_bytes)
+/* Of the bucket that needs most: small ones may choose other kernels with other scratch. */
+static ful_result largest_arena(const step_source *source, uint32_t rows, uint64_t *arena_bytes)
 {
-    step_source source = source_of_shape(shape);
     *arena_bytes = 0;
     for (uint32_t i = 0; i < BUCKET_COUNT && buckets[i] <= rows; i++) {
         uint64_t arena, largest;
-        TRY(measure(&source, buckets[i], &arena, &largest));
+        TRY(measure(source, buckets[i], &arena, &largest));
         if (arena > *arena_bytes)
             *arena_bytes = arena;
     }
     return FUL_OK;
+}
+
+ful_result schedule_arena_bytes(const schedule_shape *shape, uint32_t rows, uint64_t *arena_bytes)
+{
+    step_source source = source_of_shape(shape);
+    return largest_arena(&source, rows, arena_bytes);
+}
+
+ful_result schedule_arena_bytes_of(const ful_model *model, uint32_t rows, uint32_t kv_tokens, uint64_t *arena_bytes)
+{
+    step_source source = source_of_model(model, kv_tokens);
+    return largest_arena(&source, rows, arena_bytes);
 }
 
 ful_result schedule_max_rows(const schedule_shape *shape, uint32_t wanted, uint32_t *rows)

@@ -55,6 +55,8 @@ typedef struct schedule_shape {
 
 /* Bytes of the arena for a bucket of rows, without recording anything. */
 ful_result schedule_arena_bytes(const schedule_shape *shape, uint32_t rows, uint64_t *arena_bytes);
+/* The same for a loaded model, whose weights may be of several types. */
+ful_result schedule_arena_bytes_of(const ful_model *model, uint32_t rows, uint32_t kv_tokens, uint64_t *arena_bytes);
 /* Largest bucket, at most `wanted`, whose activations each fit one binding and whose arena fits one allocation. */
 ful_result schedule_max_rows(const schedule_shape *shape, uint32_t wanted, uint32_t *rows);
 

@@ -293,7 +293,10 @@ ful_result steps_build(const step_source *source, schedule_kind kind, uint32_t r
     *out = (step_list){.alloc = device_alloc(source->device), .rows = rows, .kind = kind, .half = source->half};
     builder b = {.source = source,
                  .list = out,
-                 .ctx = {.device = source->device, .half = source->half, .layer = -1},
+                 .ctx = {.device = source->device,
+                         .half = source->half,
+                         .shape = source->model ? source->model->shape : OP_SHAPE_AUTO,
+                         .layer = -1},
                  .failed = FUL_OK};
     value x = new_value(&b, rows, c->hidden_size);
     add(&b, (step){.kind = STEP_EMBED,

@@ -86,7 +86,8 @@ ful_result ful_generate(ful_session *session, const ful_generate_params *params,
     if (stops.count == 0 && eos >= 0)
         stops = (stop_list){&eos, 1};
     /* On a processor the host's sampler is the faster one and reads the same memory. */
-    bool on_device = !sampler.mask && !s->tap && !device_is_cpu(s->model->device);
+    bool wide = s->model->shape == OP_SHAPE_WIDE || !device_is_cpu(s->model->device);
+    bool on_device = !sampler.mask && !s->tap && wide;
 
     ful_stop why = FUL_STOP_NONE;
     int32_t token;

@@ -48,8 +48,7 @@ static ful_result create_io(ful_session *s)
     uint32_t rows = s->chunk_tokens;
     uint64_t rope = (uint64_t)rows * c->rotary_dim * 4, logits = (uint64_t)c->vocab_size * 4;
     uint64_t arena;
-    schedule_shape shape = {device, c, model_half(s->model), s->model->info.weight_type, (uint32_t)s->max_tokens};
-    TRY(schedule_arena_bytes(&shape, rows, &arena));
+    TRY(schedule_arena_bytes_of(s->model, rows, (uint32_t)s->max_tokens, &arena));
     io->logits_rows = 1;
     TRY(gpu_buffer_create(device, sizeof(step_params), GPU_MEMORY_HOST, "step parameters", &io->step));
     TRY(gpu_buffer_create(device, (uint64_t)rows * 4, GPU_MEMORY_HOST, "tokens", &io->tokens));

@@ -369,6 +369,23 @@ static void test_f32_masks(void **state)
     }
 }
 
+/* The kernels that GPUs run, on whatever device this is. */
+static void test_wide(void **state)
+{
+    (void)state;
+    model_fixture_shape = OP_SHAPE_WIDE;
+    size_t last = 0;
+    while (fixture_masks[last + 1])
+        last++;
+    for (size_t m = 0; m < COUNT(models); m++) {
+        run_f32(models[m], "");
+        run_f16(models[m], "");
+        if (fixture_full() || m == 0)
+            run_f32(models[m], fixture_masks[last]);
+    }
+    model_fixture_shape = OP_SHAPE_AUTO;
+}
+
 static void test_f16(void **state)
 {
     (void)state;
@@ -383,6 +400,7 @@ int main(void)
         cmocka_unit_test(test_f32),
         cmocka_unit_test(test_f32_masks),
         cmocka_unit_test(test_f16),
+        cmocka_unit_test(test_wide),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

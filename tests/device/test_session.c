@@ -61,9 +61,8 @@ static bool stop_after(void *ctx, int32_t token)
     return --c->left > 0;
 }
 
-static void test_generate(void **state)
+static void check_generate(void)
 {
-    (void)state;
     model_fixture f;
     assert_true(model_fixture_open(&f, "", golden_dir, false, 64, 64));
     const int32_t prompt[] = {5, 6, 7};
@@ -98,6 +97,15 @@ static void test_generate(void **state)
     EXPECT_OK(ful_sample(f.session, p, &second));
     assert_int_equal(first, second);
     model_fixture_close(&f);
+}
+
+static void test_generate(void **state)
+{
+    (void)state;
+    check_generate();
+    model_fixture_shape = OP_SHAPE_WIDE; /* tokens are drawn on the device */
+    check_generate();
+    model_fixture_shape = OP_SHAPE_AUTO;
 }
 
 /* A reset session gives the bits of a fresh one; so does the same session twice. */

@@ -8,6 +8,8 @@
 
 #include <cmocka.h>
 
+op_shape model_fixture_shape = OP_SHAPE_AUTO;
+
 bool model_fixture_open(model_fixture *f, const char *caps, const char *dir, bool half, uint32_t chunk_tokens,
                         size_t max_tokens)
 {
@@ -25,6 +27,7 @@ bool model_fixture_open(model_fixture *f, const char *caps, const char *dir, boo
                                              .precision = half ? FUL_PRECISION_F16 : FUL_PRECISION_F32),
                              &plan));
     EXPECT_OK(ful_model_load(&f->model, f->device.device, dir, &plan, NULL, NULL));
+    f->model->shape = model_fixture_shape;
     EXPECT_OK(ful_session_create(&f->session, f->model, NULL));
     return true;
 }

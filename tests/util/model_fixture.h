@@ -14,6 +14,9 @@ typedef struct model_fixture {
     bool half;
 } model_fixture;
 
+/* How the kernels of models opened from now on spread (op_shape); OP_SHAPE_AUTO at first. */
+extern op_shape model_fixture_shape;
+
 /* Opens a device under `caps` and loads `dir` with the HF decay rule, which goldens and demo model were made with. chunk
  * 0 = default. False (after closing everything) if half was asked for and the device can't. */
 bool model_fixture_open(model_fixture *f, const char *caps, const char *dir, bool half, uint32_t chunk_tokens,
