@@ -125,8 +125,11 @@ ful_result memory_allocate(ful_device *device, gpu_memory kind, gpu_buffer *b);
 void memory_free(ful_device *device, gpu_buffer *b);
 /* True if the host may read through b->mapped at full speed. */
 bool memory_reads_fast(const ful_device *device, const gpu_buffer *b);
-/* Size of the heap's largest device-local heap etc. decide this: every device-local heap is
- * visible. */
+/* Indices of the memory types to try, best first; returns how many. allowed_types: a bit for each.
+ */
+uint32_t memory_rank(const VkPhysicalDeviceMemoryProperties *m, gpu_memory kind, uint64_t bytes,
+                     uint32_t allowed_types, uint32_t out[VK_MAX_MEMORY_TYPES]);
+/* True if the host can see every device-local heap. */
 bool memory_is_unified(const VkPhysicalDeviceMemoryProperties *m);
 uint64_t memory_local_bytes(const VkPhysicalDeviceMemoryProperties *m, bool visible_only);
 

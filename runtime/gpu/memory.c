@@ -57,8 +57,8 @@ typedef struct preference {
 
 enum { PREFERENCE_COUNT = 4 };
 
-/* In order; unused entries are zero, which any type meets. Device memory must be device-local. */
-static void preferences_fill(const ful_device *d, gpu_memory kind, uint64_t bytes,
+/* In order of preference. Device memory must be device-local. */
+static void preferences_fill(bool unified, gpu_memory kind, uint64_t bytes,
                              preference out[PREFERENCE_COUNT])
 {
     const preference device[] = {
@@ -79,36 +79,53 @@ static void preferences_fill(const ful_device *d, gpu_memory kind, uint64_t byte
     if (kind == GPU_MEMORY_READBACK)
         from = readback;
     else if (kind == GPU_MEMORY_HOST)
-        from = bytes <= SMALL_BUFFER_BYTES || d->info.caps.unified_memory ? host_small : host_bulk;
+        from = bytes <= SMALL_BUFFER_BYTES || unified ? host_small : host_bulk;
     memcpy(out, from, sizeof(device));
 }
 
 /* A small window onto device memory is left to small buffers. */
-static bool heap_suits(const ful_device *d, uint32_t type, gpu_memory kind, uint64_t bytes)
+static bool heap_suits(const VkPhysicalDeviceMemoryProperties *m, bool unified, uint32_t type,
+                       gpu_memory kind, uint64_t bytes)
 {
-    const VkPhysicalDeviceMemoryProperties *m = &d->facts.memory;
     uint32_t heap = m->memoryTypes[type].heapIndex;
+    VkMemoryPropertyFlags flags = m->memoryTypes[type].propertyFlags;
     if (bytes > m->memoryHeaps[heap].size)
         return false;
-    VkMemoryPropertyFlags flags = m->memoryTypes[type].propertyFlags;
-    if (d->info.caps.unified_memory || (flags & (LOCAL | VISIBLE)) != (LOCAL | VISIBLE))
+    if (unified || (flags & (LOCAL | VISIBLE)) != (LOCAL | VISIBLE))
         return true;
-    if (m->memoryHeaps[heap].size > SMALL_BAR_BYTES) {
-        /* Resizable BAR: the window is the device's main heap. */
-        for (uint32_t i = 0; i < m->memoryHeapCount; i++)
-            if (heap_is_local(m, i) && m->memoryHeaps[i].size > m->memoryHeaps[heap].size)
-                return kind == GPU_MEMORY_HOST && bytes <= SMALL_BUFFER_BYTES;
-        return true;
-    }
-    return kind == GPU_MEMORY_HOST && bytes <= SMALL_BUFFER_BYTES;
+    bool small = m->memoryHeaps[heap].size <= SMALL_BAR_BYTES;
+    /* With a resizable BAR the window is the device's main heap. */
+    for (uint32_t i = 0; i < m->memoryHeapCount; i++)
+        small =
+            small || (heap_is_local(m, i) && m->memoryHeaps[i].size > m->memoryHeaps[heap].size);
+    return !small || (kind == GPU_MEMORY_HOST && bytes <= SMALL_BUFFER_BYTES);
 }
 
-static bool type_matches(const ful_device *d, uint32_t type, preference p)
+static bool type_matches(VkMemoryPropertyFlags flags, preference p)
 {
     /* Protected, lazily allocated and vendors' special types have higher bits. */
     const VkMemoryPropertyFlags plain = LOCAL | VISIBLE | COHERENT | CACHED;
-    VkMemoryPropertyFlags flags = d->facts.memory.memoryTypes[type].propertyFlags;
     return (flags & ~plain) == 0 && (flags & p.with) == p.with && (flags & p.without) == 0;
+}
+
+uint32_t memory_rank(const VkPhysicalDeviceMemoryProperties *m, gpu_memory kind, uint64_t bytes,
+                     uint32_t allowed_types, uint32_t out[VK_MAX_MEMORY_TYPES])
+{
+    preference preferences[PREFERENCE_COUNT];
+    bool unified = memory_is_unified(m);
+    uint32_t n = 0;
+    preferences_fill(unified, kind, bytes, preferences);
+    for (int i = 0; i < PREFERENCE_COUNT; i++) {
+        for (uint32_t type = 0; type < m->memoryTypeCount; type++) {
+            if (!(allowed_types & (1u << type)) ||
+                !type_matches(m->memoryTypes[type].propertyFlags, preferences[i]) ||
+                !heap_suits(m, unified, type, kind, bytes))
+                continue;
+            allowed_types &= ~(1u << type);
+            out[n++] = type;
+        }
+    }
+    return n;
 }
 
 /* Free bytes of device-local memory by the driver's budget; UINT64_MAX if it gives none. */
@@ -218,31 +235,22 @@ static VkResult type_try(ful_device *d, uint32_t type, gpu_buffer *b)
 ful_result memory_allocate(ful_device *d, gpu_memory kind, gpu_buffer *b)
 {
     VkMemoryRequirements need;
-    preference preferences[PREFERENCE_COUNT];
+    uint32_t types[VK_MAX_MEMORY_TYPES];
     d->fn.vkGetBufferMemoryRequirements(d->vk, b->vk, &need);
     b->memory_bytes = (need.size + 255) & ~(uint64_t)255;
-    preferences_fill(d, kind, b->bytes, preferences);
-    uint64_t tried = 0;
-    bool any = false;
-    for (int i = 0; i < PREFERENCE_COUNT; i++) {
-        for (uint32_t type = 0; type < d->facts.memory.memoryTypeCount; type++) {
-            if (!(need.memoryTypeBits & (1u << type)) || (tried & (1ull << type)) ||
-                !type_matches(d, type, preferences[i]) || !heap_suits(d, type, kind, b->bytes))
-                continue;
-            any = true;
-            tried |= 1ull << type;
-            VkResult r = type_try(d, type, b);
-            if (r == VK_SUCCESS)
-                return FUL_OK;
-            if (r != VK_ERROR_OUT_OF_DEVICE_MEMORY && r != VK_ERROR_OUT_OF_HOST_MEMORY &&
-                r != VK_ERROR_TOO_MANY_OBJECTS)
-                return vk_fail(d, r, "allocating memory");
-        }
+    uint32_t n = memory_rank(&d->facts.memory, kind, b->bytes, need.memoryTypeBits, types);
+    for (uint32_t i = 0; i < n; i++) {
+        VkResult r = type_try(d, types[i], b);
+        if (r == VK_SUCCESS)
+            return FUL_OK;
+        if (r != VK_ERROR_OUT_OF_DEVICE_MEMORY && r != VK_ERROR_OUT_OF_HOST_MEMORY &&
+            r != VK_ERROR_TOO_MANY_OBJECTS)
+            return vk_fail(d, r, "allocating memory");
     }
     return fail(FUL_ERR_DEVICE_MEMORY, "buffer %s: %llu bytes asked for, %llu bytes free on %s%s",
                 b->name ? b->name : "without name", (unsigned long long)b->bytes,
                 (unsigned long long)device_free_bytes(d), d->info.name,
-                any ? "" : " (no memory type of that size)");
+                n ? "" : " (no heap of that size)");
 }
 
 void memory_free(ful_device *d, gpu_buffer *b)

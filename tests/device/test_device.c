@@ -1,0 +1,294 @@
+/* Listing, choosing, opening and closing devices. */
+#include "util/gpu_fixture.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "util/fault_alloc.h"
+
+static log_seen seen;
+static ful_instance *instance;
+
+static int setup(void **state)
+{
+    (void)state;
+    instance = gpu_test_instance(&seen);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    gpu_test_instance_end(&instance);
+    return 0;
+}
+
+static void test_list(void **state)
+{
+    (void)state;
+    ful_device_info infos[16];
+    uint32_t count = 0, full, none = 0;
+    GPU_OK(ful_device_list(instance, NULL, &count));
+    assert_true(count >= 1 && count <= 16);
+    GPU_OK(ful_device_list(instance, infos, &none)); /* no room: only counts */
+    assert_int_equal(none, count);
+    full = 16;
+    GPU_OK(ful_device_list(instance, infos, &full));
+    assert_int_equal(full, count);
+    for (uint32_t i = 0; i < count; i++) {
+        const ful_caps *c = &infos[i].caps;
+        assert_int_equal(infos[i].index, i);
+        assert_true(infos[i].name[0] != 0 && infos[i].driver[0] != 0);
+        assert_true(infos[i].usable == (infos[i].why_not[0] == 0));
+        if (!infos[i].usable)
+            continue;
+        assert_true(c->api_version >= VK_API_VERSION_1_1);
+        assert_true(c->workgroup_invocations >= 128 && c->shared_bytes >= 16384);
+        assert_true(c->storage_buffers >= 4 && c->storage_range_bytes >= 128u << 20);
+        assert_true(c->device_memory_bytes > 0);
+        assert_true(c->subgroup_min <= c->subgroup_size && c->subgroup_size <= c->subgroup_max);
+        if (c->unified_memory)
+            assert_true(c->host_visible_local_bytes == c->device_memory_bytes);
+        if (c->features & FUL_FEATURE_TIMESTAMP)
+            assert_true(c->timestamp_period_ns > 0);
+    }
+    GPU_FAILS(ful_device_list(instance, infos, NULL), FUL_ERR_ARGUMENT);
+    GPU_FAILS(ful_device_list(NULL, infos, &count), FUL_ERR_ARGUMENT);
+}
+
+static void test_choose(void **state)
+{
+    (void)state;
+    ful_device *d = gpu_test_open(instance, NULL);
+    ful_device_info info = *ful_device_get_info(d);
+    gpu_test_close(&d);
+    assert_null(d);
+
+    GPU_OK(ful_device_open(&d, instance, ful_device_params(.index = &info.index, .cache_dir = "")));
+    assert_string_equal(ful_device_get_info(d)->name, info.name);
+    ful_device_close(&d);
+    GPU_OK(ful_device_open(&d, instance, ful_device_params(.uuid = info.uuid, .cache_dir = "")));
+    assert_memory_equal(ful_device_get_info(d)->uuid, info.uuid, 16);
+    ful_device_close(&d);
+    char part[8];
+    for (int i = 0; i < 7; i++) {
+        char ch = info.name[1 + i];
+        part[i] = ch >= 'a' && ch <= 'z' ? (char)(ch - 'a' + 'A') : ch;
+    }
+    part[7] = 0;
+    GPU_OK(ful_device_open(&d, instance, ful_device_params(.name_part = part, .cache_dir = "")));
+    ful_device_close(&d);
+}
+
+static void test_choose_wrong(void **state)
+{
+    (void)state;
+    ful_device *d = (ful_device *)&seen;
+    const uint32_t index = 77;
+    const uint8_t uuid[16] = {1, 2, 3};
+    GPU_FAILS(ful_device_open(&d, instance, ful_device_params(.name_part = "no such thing")),
+              FUL_ERR_NO_DEVICE);
+    assert_null(d);
+    gpu_error_has("no such thing");
+    gpu_error_has("0: "); /* lists what is there */
+    GPU_FAILS(ful_device_open(&d, instance, ful_device_params(.index = &index)), FUL_ERR_NO_DEVICE);
+    gpu_error_has("77");
+    GPU_FAILS(ful_device_open(&d, instance, ful_device_params(.uuid = uuid)), FUL_ERR_NO_DEVICE);
+    gpu_error_has("UUID");
+    ful_device_params unset = {0};
+    GPU_FAILS(ful_device_open(&d, instance, &unset), FUL_ERR_ARGUMENT);
+    gpu_error_has("struct_size");
+    GPU_FAILS(ful_device_open(&d, NULL, NULL), FUL_ERR_ARGUMENT);
+    GPU_FAILS(ful_device_open(NULL, instance, NULL), FUL_ERR_ARGUMENT);
+}
+
+/* A caller built against a shorter struct. */
+static void test_short_params(void **state)
+{
+    (void)state;
+    ful_device_params p;
+    memset(&p, 0x5a, sizeof(p));
+    p.struct_size = offsetof(ful_device_params, index);
+    p.uuid = NULL;
+    p.name_part = getenv("FULGUR_TEST_DEVICE");
+    ful_device *d;
+    setenv("XDG_CACHE_HOME", "/nonexistent/cache", 1);
+    GPU_OK(ful_device_open(&d, instance, &p));
+    ful_device_close(&d);
+    unsetenv("XDG_CACHE_HOME");
+}
+
+static void test_masks(void **state)
+{
+    (void)state;
+    const char *name = getenv("FULGUR_TEST_DEVICE");
+    ful_device *d = gpu_test_open(instance, NULL);
+    ful_caps whole = *device_caps(d);
+    gpu_test_close(&d);
+    const uint32_t bits[] = {FUL_FEATURE_SUBGROUP,  FUL_FEATURE_FP16,         FUL_FEATURE_INT8,
+                             FUL_FEATURE_STORAGE16, FUL_FEATURE_STORAGE8,     FUL_FEATURE_COOPMAT,
+                             FUL_FEATURE_TIMELINE,  FUL_FEATURE_MEMORY_BUDGET};
+    for (size_t i = 0; i < sizeof(bits) / sizeof(bits[0]); i++) {
+        GPU_OK(ful_device_open(
+            &d, instance,
+            ful_device_params(.caps_off = bits[i], .cache_dir = "", .name_part = name)));
+        assert_false(device_caps(d)->features & bits[i]);
+        assert_int_equal(device_caps(d)->features & ~whole.features, 0);
+        gpu_test_close(&d);
+    }
+    d = gpu_test_open(instance, "-fp16,shared=16384,workgroup=128,buffers=4,push=128");
+    assert_int_equal(device_caps(d)->shared_bytes, 16384);
+    assert_int_equal(device_caps(d)->storage_buffers, 4);
+    assert_false(device_caps(d)->features & FUL_FEATURE_FP16);
+    gpu_test_close(&d);
+    GPU_FAILS(ful_device_open(&d, instance, ful_device_params(.caps = "-fp61")), FUL_ERR_ARGUMENT);
+    gpu_error_has("-fp61");
+    GPU_FAILS(
+        ful_device_open(&d, instance, ful_device_params(.caps = "buffers=3", .name_part = name)),
+        FUL_ERR_UNSUPPORTED);
+    gpu_error_has("storage buffers");
+}
+
+static void test_environment(void **state)
+{
+    (void)state;
+    const char *before = getenv("FULGUR_CAPS");
+    char *kept = before ? strdup(before) : NULL;
+    ful_device_info infos[16];
+    uint32_t count = 16;
+    ful_device *d;
+    setenv("FULGUR_CAPS", "-subgroup,shared=20000", 1);
+    GPU_OK(ful_device_list(instance, infos, &count));
+    assert_true(count > 0);
+    for (uint32_t i = 0; i < count; i++) {
+        assert_int_equal(infos[i].caps.subgroup_size, 1);
+        assert_true(infos[i].caps.shared_bytes <= 20000);
+    }
+    d = gpu_test_open(instance, "shared=30000");
+    assert_int_equal(device_caps(d)->shared_bytes, 20000);
+    gpu_test_close(&d);
+    setenv("FULGUR_CAPS", "shared=lots", 1);
+    GPU_FAILS(ful_device_open(&d, instance, NULL), FUL_ERR_ARGUMENT);
+    gpu_error_has("FULGUR_CAPS: \"shared=lots\"");
+    GPU_FAILS(ful_device_list(instance, infos, &count), FUL_ERR_ARGUMENT);
+    setenv("FULGUR_CAPS", "workgroup=64", 1); /* listed, but below the floor */
+    count = 16;
+    GPU_OK(ful_device_list(instance, infos, &count));
+    assert_false(infos[0].usable);
+    assert_non_null(strstr(infos[0].why_not, "64"));
+    GPU_FAILS(ful_device_open(&d, instance, NULL), FUL_ERR_UNSUPPORTED);
+    if (kept)
+        setenv("FULGUR_CAPS", kept, 1);
+    else
+        unsetenv("FULGUR_CAPS");
+    free(kept);
+}
+
+/* No driver at all: an instance, no devices, a clear error. */
+static void test_no_driver(void **state)
+{
+    (void)state;
+    const char *names[] = {"VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES"};
+    char *kept[3];
+    ful_instance *empty;
+    ful_device *d;
+    uint32_t count = 5;
+    for (int i = 0; i < 3; i++) {
+        const char *v = getenv(names[i]);
+        kept[i] = v ? strdup(v) : NULL;
+        setenv(names[i], "/nonexistent/driver.json", 1);
+    }
+    GPU_OK(ful_instance_create(&empty, NULL));
+    GPU_OK(ful_device_list(empty, NULL, &count));
+    assert_int_equal(count, 0);
+    GPU_FAILS(ful_device_open(&d, empty, NULL), FUL_ERR_NO_DEVICE);
+    gpu_error_has("driver");
+    ful_instance_destroy(&empty);
+    assert_null(empty);
+    for (int i = 0; i < 3; i++) {
+        if (kept[i])
+            setenv(names[i], kept[i], 1);
+        else
+            unsetenv(names[i]);
+        free(kept[i]);
+    }
+}
+
+static void test_instances(void **state)
+{
+    (void)state;
+    ful_instance *a, *b;
+    ful_device *d;
+    GPU_OK(ful_instance_create(&a, NULL));
+    GPU_OK(ful_instance_create(&b, ful_instance_params(.app_name = "tests")));
+    ful_instance_destroy(&a);
+    d = gpu_test_open(b, NULL); /* works after another instance is gone */
+    ful_device *second = gpu_test_open(b, NULL);
+    assert_ptr_equal(device_instance(d), b);
+    gpu_test_close(&d);
+    gpu_test_close(&second);
+    ful_instance_destroy(&b);
+    ful_instance_destroy(&b);
+    ful_instance_destroy(NULL);
+    ful_device_close(NULL);
+    assert_int_equal(ful_instance_validation_errors(NULL), 0);
+    GPU_FAILS(ful_instance_create(NULL, NULL), FUL_ERR_ARGUMENT);
+}
+
+/* Each host allocation fails once; nothing leaks and nothing crashes. */
+static void test_allocation_failures(void **state)
+{
+    (void)state;
+    for (size_t at = 1;; at++) {
+        fault_alloc fault = {.fail_at = at};
+        ful_alloc functions = fault_alloc_functions(&fault);
+        ful_instance *in;
+        ful_device *d = NULL;
+        gpu_buffer x = {0};
+        gpu_commands *c = NULL;
+        ful_result r = ful_instance_create(&in, ful_instance_params(.alloc = &functions));
+        if (r == FUL_OK)
+            r = ful_device_open(&d, in, ful_device_params(.cache_dir = ""));
+        if (r == FUL_OK)
+            r = gpu_buffer_create(d, 4096, GPU_MEMORY_DEVICE, "x", &x);
+        if (r == FUL_OK)
+            r = gpu_range_fill(d, gpu_whole(&x), 3);
+        if (r == FUL_OK)
+            r = gpu_commands_begin(d, GPU_COMMANDS_TIMED, &c);
+        gpu_commands_destroy(&c);
+        gpu_buffer_destroy(d, &x);
+        ful_device_close(&d);
+        ful_instance_destroy(&in);
+        assert_int_equal(fault.live, 0);
+        assert_false(fault.broken);
+        if (!fault.failed) {
+            assert_int_equal(r, FUL_OK);
+            assert_true(at > 5);
+            return;
+        }
+        /* Only the look for the validation layer goes on without its memory. */
+        if (r != FUL_OK)
+            assert_int_equal(r, FUL_ERR_HOST_MEMORY);
+    }
+}
+
+int main(void)
+{
+    gpu_test_require_device();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_list, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_choose, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_choose_wrong, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_short_params, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_masks, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_environment, setup, teardown),
+        cmocka_unit_test(test_no_driver),
+        cmocka_unit_test(test_instances),
+        cmocka_unit_test(test_allocation_failures),
+    };
+    return cmocka_run_group_tests_name("device", tests, NULL, NULL);
+}
