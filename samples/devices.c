@@ -17,7 +17,8 @@ int main(void)
     for (uint32_t i = 0; i < count && i < 16; i++) {
         const ful_device_info *d = &devices[i];
         printf("%u: %s, %s, %.0f MiB%s%s\n", d->index, d->name, ful_device_kind_name(d->kind),
-               (double)d->caps.device_memory_bytes / 1048576.0, d->usable ? "" : ", not usable: ", d->why_not);
+               (double)d->caps.device_memory_bytes / 1048576.0,
+               d->usable ? "" : ", not usable: ", d->why_not);
     }
     ful_instance_destroy(&instance);
     return 0;

@@ -1,5 +1,6 @@
-/* fulgur inside an application: its own log, progress that can cancel, a plan checked before loading, memory known
- * beforehand, text that stops when the user wants it to.  embed_in_app MODEL */
+/* fulgur inside an application: its own log, progress that can cancel, a plan checked before
+ * loading, memory known beforehand, text that stops when the user wants it to.  embed_in_app MODEL
+ */
 #include <stdio.h>
 #include <string.h>
 
@@ -21,7 +22,8 @@ static void app_log(void *ctx, ful_log_level level, const char *message)
 static bool app_progress(void *ctx, const ful_progress *p)
 {
     (void)ctx;
-    fprintf(stderr, "\rphase %d: %3.0f %%", (int)p->phase, 100.0 * (double)p->done / (double)p->total);
+    fprintf(stderr, "\rphase %d: %3.0f %%", (int)p->phase,
+            100.0 * (double)p->done / (double)p->total);
     return true; /* false would cancel the load and release everything */
 }
 
@@ -38,13 +40,15 @@ static bool app_token(void *ctx, int32_t token)
     return a->words_left > 0;
 }
 
-static ful_result tell(const char *path, ful_instance *instance, ful_device *device, ful_tokenizer *tokenizer)
+static ful_result tell(const char *path, ful_instance *instance, ful_device *device,
+                       ful_tokenizer *tokenizer)
 {
     ful_plan plan;
     ful_model *model = NULL;
     ful_session *session = NULL;
     app a = {.tokenizer = tokenizer, .words_left = 40};
-    ful_result r = ful_model_plan(instance, path, device, ful_plan_params(.max_tokens = 512), &plan);
+    ful_result r =
+        ful_model_plan(instance, path, device, ful_plan_params(.max_tokens = 512), &plan);
     if (r == FUL_OK) {
         printf("needs %.1f MiB, %.1f MiB are free\n", (double)plan.total_bytes / 1048576.0,
                (double)plan.available_bytes / 1048576.0);
@@ -58,8 +62,10 @@ static ful_result tell(const char *path, ful_instance *instance, ful_device *dev
         r = ful_prefill(session, &begin, 1);
     }
     if (r == FUL_OK)
-        r = ful_generate(session, ful_generate_params(.sampler = ful_sampler_params(.seed = 3, .temperature = 0.7f)),
-                         app_token, &a, NULL);
+        r = ful_generate(
+            session,
+            ful_generate_params(.sampler = ful_sampler_params(.seed = 3, .temperature = 0.7f)),
+            app_token, &a, NULL);
     printf("\n");
     ful_session_destroy(&session);
     ful_model_destroy(&model);
@@ -75,7 +81,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: embed_in_app MODEL\n");
         return 2;
     }
-    ful_result r = ful_instance_create(&instance, ful_instance_params(.log = app_log, .app_name = "embed_in_app"));
+    ful_result r = ful_instance_create(
+        &instance, ful_instance_params(.log = app_log, .app_name = "embed_in_app"));
     if (r == FUL_OK)
         r = ful_device_open(&device, instance, ful_device_params(.max_submit_ms = 50));
     if (r == FUL_OK)

@@ -40,7 +40,8 @@ int main(int argc, char **argv)
     if (r == FUL_OK)
         r = ful_session_create(&session, model, NULL);
     if (r == FUL_OK)
-        r = ful_tokenizer_encode(tokenizer, argv[2], strlen(argv[2]), FUL_ENCODE_PLAIN, tokens + 1, &n);
+        r = ful_tokenizer_encode(tokenizer, argv[2], strlen(argv[2]), FUL_ENCODE_PLAIN, tokens + 1,
+                                 &n);
     if (r == FUL_OK) {
         /* Models that name a begin token expect it in front of everything. */
         tokens[0] = ful_model_get_info(model)->bos_token_id;
@@ -49,9 +50,10 @@ int main(int argc, char **argv)
     }
     if (r == FUL_OK) {
         printf("%s", argv[2]);
-        const ful_sampler_params *sampler = ful_sampler_params(.seed = 7, .temperature = 0.8f, .top_k = 40);
-        r = ful_generate(session, ful_generate_params(.max_tokens = 200, .sampler = sampler), print_token, tokenizer,
-                         NULL);
+        const ful_sampler_params *sampler =
+            ful_sampler_params(.seed = 7, .temperature = 0.8f, .top_k = 40);
+        r = ful_generate(session, ful_generate_params(.max_tokens = 200, .sampler = sampler),
+                         print_token, tokenizer, NULL);
         printf("\n");
     }
     if (r != FUL_OK)

@@ -73,7 +73,8 @@ static int32_t *conversation(const chat *c, size_t *count)
     int32_t *ids = malloc((n + front) * sizeof *ids);
     if (ids && front)
         ids[0] = bos;
-    if (ids && ful_chat_encode(c->m->tokenizer, c->messages, c->count, params, ids + front, &n) != FUL_OK) {
+    if (ids && ful_chat_encode(c->m->tokenizer, c->messages, c->count, params, ids + front, &n) !=
+                   FUL_OK) {
         free(ids);
         return NULL;
     }
@@ -108,8 +109,9 @@ static bool turn(chat *c)
     c->stream = (ful_utf8_stream){0};
     if (r == FUL_OK)
         r = ful_generate(c->m->session,
-                         ful_generate_params(.max_tokens = c->sampling->max_tokens, .sampler = &sampler,
-                                             .stop_tokens = &c->end_token, .n_stop_tokens = c->end_token >= 0),
+                         ful_generate_params(.max_tokens = c->sampling->max_tokens,
+                                             .sampler = &sampler, .stop_tokens = &c->end_token,
+                                             .n_stop_tokens = c->end_token >= 0),
                          on_token, c, NULL);
     char end[8];
     fwrite(end, 1, ful_utf8_stream_finish(&c->stream, end), stdout);
@@ -172,7 +174,8 @@ static bool choose_format(const ful_tokenizer *t, const char *text, ful_chat_for
 {
     static const char m1_mark[] = "<begin_of_document>";
     if (!text)
-        *format = ful_tokenizer_token_id(t, m1_mark, sizeof m1_mark - 1) >= 0 ? FUL_CHAT_M1 : FUL_CHAT_TEXT_01;
+        *format = ful_tokenizer_token_id(t, m1_mark, sizeof m1_mark - 1) >= 0 ? FUL_CHAT_M1
+                                                                              : FUL_CHAT_TEXT_01;
     else if (strcmp(text, "m1") == 0)
         *format = FUL_CHAT_M1;
     else if (strcmp(text, "text-01") == 0)
@@ -190,12 +193,14 @@ static int run(int argc, char **argv)
     bool stats = false;
     cli_option options[CLI_MODEL_OPTIONS + CLI_SAMPLING_OPTIONS + 3] = {
         {0, "system", "TEXT", CLI_TEXT, &system, "system message"},
-        {0, "format", "text-01|m1", CLI_TEXT, &format, "chat format (default: m1 if the tokenizer knows its mark)"},
+        {0, "format", "text-01|m1", CLI_TEXT, &format,
+         "chat format (default: m1 if the tokenizer knows its mark)"},
         {0, "stats", NULL, CLI_FLAG, &stats, "print times and memory at the end"},
     };
     cli_sampling_options(&sampling, options + 3);
     cli_model_options(&m, options + 3 + CLI_SAMPLING_OPTIONS);
-    int first, code = cli_parse(&cmd_chat, argc, argv, options, sizeof options / sizeof *options, &first);
+    int first,
+        code = cli_parse(&cmd_chat, argc, argv, options, sizeof options / sizeof *options, &first);
     if (code >= 0)
         return code;
     if (argc - first != 1) {
@@ -220,4 +225,5 @@ static int run(int argc, char **argv)
     return code;
 }
 
-const cli_command cmd_chat = {"chat", "MODEL [options]", "talk with a model in its chat format", run};
+const cli_command cmd_chat = {"chat", "MODEL [options]", "talk with a model in its chat format",
+                              run};

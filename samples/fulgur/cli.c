@@ -65,14 +65,16 @@ static bool store(const cli_command *c, const cli_option *o, const char *text)
     return false;
 }
 
-int cli_parse(const cli_command *command, int argc, char **argv, const cli_option *options, int count, int *first)
+int cli_parse(const cli_command *command, int argc, char **argv, const cli_option *options,
+              int count, int *first)
 {
     struct option longs[MAX_OPTIONS + 2];
     char shorts[2 * MAX_OPTIONS + 4] = "h";
     size_t at = 1;
     for (int i = 0; i < count && i < MAX_OPTIONS; i++) {
         const cli_option *o = &options[i];
-        longs[i] = (struct option){o->name, o->value ? required_argument : no_argument, NULL, HELP_VALUE + 1 + i};
+        longs[i] = (struct option){o->name, o->value ? required_argument : no_argument, NULL,
+                                   HELP_VALUE + 1 + i};
         if (o->letter) {
             shorts[at++] = o->letter;
             if (o->value)
@@ -106,7 +108,8 @@ int cli_parse(const cli_command *command, int argc, char **argv, const cli_optio
 void cli_model_options(cli_model *m, cli_option *out)
 {
     const cli_option options[CLI_MODEL_OPTIONS] = {
-        {'d', "device", "WHICH", CLI_TEXT, &m->device_text, "device by number, UUID or part of its name"},
+        {'d', "device", "WHICH", CLI_TEXT, &m->device_text,
+         "device by number, UUID or part of its name"},
         {0, "precision", "f32|f16", CLI_TEXT, &m->precision_text, "arithmetic of matrix products"},
         {0, "decay", "hf|orig", CLI_TEXT, &m->decay_text, "decay rule of lightning layers"},
         {'c', "context", "N", CLI_UINT, &m->context, "tokens the session can hold"},
@@ -120,10 +123,14 @@ void cli_sampling_options(cli_sampling *s, cli_option *out)
 {
     const cli_option options[CLI_SAMPLING_OPTIONS] = {
         {'s', "seed", "N", CLI_UINT64, &s->seed, "same seed, same text (default: from the clock)"},
-        {'t', "temp", "X", CLI_FLOAT, &s->temp, "temperature; 0 = always the likeliest token (default 0.8)"},
-        {0, "top-k", "N", CLI_UINT, &s->top_k, "draw from the N likeliest tokens; 0 = all (default 40)"},
-        {0, "top-p", "X", CLI_FLOAT, &s->top_p, "draw from the likeliest tokens of total probability X"},
-        {0, "min-p", "X", CLI_FLOAT, &s->min_p, "drop tokens less than X times as likely as the likeliest"},
+        {'t', "temp", "X", CLI_FLOAT, &s->temp,
+         "temperature; 0 = always the likeliest token (default 0.8)"},
+        {0, "top-k", "N", CLI_UINT, &s->top_k,
+         "draw from the N likeliest tokens; 0 = all (default 40)"},
+        {0, "top-p", "X", CLI_FLOAT, &s->top_p,
+         "draw from the likeliest tokens of total probability X"},
+        {0, "min-p", "X", CLI_FLOAT, &s->min_p,
+         "drop tokens less than X times as likely as the likeliest"},
         {'n', "max-tokens", "N", CLI_UINT, &s->max_tokens, "stop after N tokens (default 256)"},
         {0, "no-bos", NULL, CLI_FLAG, &s->no_bos, "do not put the model's begin token in front"},
     };
@@ -158,9 +165,9 @@ static void print_log(void *ctx, ful_log_level level, const char *message)
 
 bool cli_open_instance(ful_instance **instance, bool verbose)
 {
-    ful_result r = ful_instance_create(instance, ful_instance_params(.log = print_log,
-                                                                     .log_level = verbose ? FUL_LOG_DEBUG
-                                                                                          : FUL_LOG_WARNING));
+    ful_result r = ful_instance_create(
+        instance, ful_instance_params(.log = print_log,
+                                      .log_level = verbose ? FUL_LOG_DEBUG : FUL_LOG_WARNING));
     return r == FUL_OK || cli_fail("starting") == CLI_OK;
 }
 
@@ -217,22 +224,24 @@ static bool show_bar(void *ctx, const ful_progress *p)
     if (!isatty(STDERR_FILENO) || cli_now_ns() - b->start_ns < 300000000u)
         return true;
     int full = (int)(30 * p->done / p->total);
-    fprintf(stderr, "\r%-9s [%.*s%*s] %3d %%", names[p->phase], full, "##############################", 30 - full,
-            "", (int)(100 * p->done / p->total));
+    fprintf(stderr, "\r%-9s [%.*s%*s] %3d %%", names[p->phase], full,
+            "##############################", 30 - full, "", (int)(100 * p->done / p->total));
     b->shown = true;
     return true;
 }
 
 static bool choose_plan(const cli_model *m, size_t context, ful_plan_params *p)
 {
-    *p = (ful_plan_params){
-        .struct_size = sizeof *p, .max_tokens = m->context ? m->context : context, .chunk_tokens = m->chunk};
+    *p = (ful_plan_params){.struct_size = sizeof *p,
+                           .max_tokens = m->context ? m->context : context,
+                           .chunk_tokens = m->chunk};
     if (m->precision_text && strcmp(m->precision_text, "f32") == 0)
         p->precision = FUL_PRECISION_F32;
     else if (m->precision_text && strcmp(m->precision_text, "f16") == 0)
         p->precision = FUL_PRECISION_F16;
     else if (m->precision_text)
-        return fprintf(stderr, "fulgur: --precision is f32 or f16, not '%s'\n", m->precision_text), false;
+        return fprintf(stderr, "fulgur: --precision is f32 or f16, not '%s'\n", m->precision_text),
+               false;
     if (m->decay_text && strcmp(m->decay_text, "hf") == 0)
         p->decay = FUL_DECAY_HF;
     else if (m->decay_text && strcmp(m->decay_text, "orig") == 0)
@@ -323,7 +332,8 @@ char *cli_read_file(const char *path, size_t *bytes)
     return text;
 }
 
-int32_t *cli_encode(const ful_tokenizer *t, const char *text, size_t bytes, int32_t bos, size_t *count)
+int32_t *cli_encode(const ful_tokenizer *t, const char *text, size_t bytes, int32_t bos,
+                    size_t *count)
 {
     size_t front = bos >= 0, n = 0;
     if (ful_tokenizer_encode(t, text, bytes, FUL_ENCODE_PLAIN, NULL, &n) != FUL_OK) {
@@ -352,7 +362,8 @@ void cli_print_json_string(const char *text, size_t bytes)
     ful_utf8_stream stream = {0};
     putchar('"');
     for (size_t i = 0; i <= bytes; i++) {
-        size_t n = i < bytes ? ful_utf8_stream_push(&stream, text + i, 1, out) : ful_utf8_stream_finish(&stream, out);
+        size_t n = i < bytes ? ful_utf8_stream_push(&stream, text + i, 1, out)
+                             : ful_utf8_stream_finish(&stream, out);
         for (size_t j = 0; j < n; j++) {
             unsigned char c = (unsigned char)out[j];
             if (c == '"' || c == '\\')

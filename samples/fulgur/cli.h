@@ -1,4 +1,5 @@
-/* What the commands of the fulgur program share: options, opening a model with a progress bar, Ctrl-C. */
+/* What the commands of the fulgur program share: options, opening a model with a progress bar,
+ * Ctrl-C. */
 #ifndef FULGUR_SAMPLES_CLI_H
 #define FULGUR_SAMPLES_CLI_H
 
@@ -27,11 +28,13 @@ typedef struct cli_command {
     int (*run)(int argc, char **argv);
 } cli_command;
 
-/* Reads options; positional arguments are moved to the end of argv and *first is the index of the first.
- * Returns -1 to go on, else the exit code (help was asked for, or an error was printed). */
-int cli_parse(const cli_command *command, int argc, char **argv, const cli_option *options, int count, int *first);
+/* Reads options; positional arguments are moved to the end of argv and *first is the index of the
+ * first. Returns -1 to go on, else the exit code (help was asked for, or an error was printed). */
+int cli_parse(const cli_command *command, int argc, char **argv, const cli_option *options,
+              int count, int *first);
 
-extern const cli_command cmd_devices, cmd_inspect, cmd_run, cmd_chat, cmd_tokenize, cmd_perplexity, cmd_logits;
+extern const cli_command cmd_devices, cmd_inspect, cmd_run, cmd_chat, cmd_tokenize, cmd_perplexity,
+    cmd_logits;
 
 /* Options of every command that runs a model, and what they open. */
 typedef struct cli_model {
@@ -62,7 +65,8 @@ int cli_fail(const char *context);
 /* Reads a whole file or, for "-", standard input; free() the result. */
 char *cli_read_file(const char *path, size_t *bytes);
 /* Encodes text; free() the result. NULL after printing the error. bos: put in front if >= 0. */
-int32_t *cli_encode(const ful_tokenizer *t, const char *text, size_t bytes, int32_t bos, size_t *count);
+int32_t *cli_encode(const ful_tokenizer *t, const char *text, size_t bytes, int32_t bos,
+                    size_t *count);
 
 /* Sampling options shared by run and chat. */
 typedef struct cli_sampling {
@@ -81,6 +85,7 @@ bool cli_interrupted(void);
 void cli_clear_interrupt(void);
 
 uint64_t cli_now_ns(void);
-void cli_print_json_string(const char *text, size_t bytes); /* with quotes; bytes that are no UTF-8 become U+FFFD */
+void cli_print_json_string(const char *text,
+                           size_t bytes); /* with quotes; bytes that are no UTF-8 become U+FFFD */
 
 #endif

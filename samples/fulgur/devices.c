@@ -31,14 +31,15 @@ static void print_features(uint32_t features, const char *separator, const char 
 static void print_text(const ful_device_info *d)
 {
     const ful_caps *c = &d->caps;
-    printf("%u  %s (%s)%s%s\n", d->index, d->name, ful_device_kind_name(d->kind), d->usable ? "" : "  NOT USABLE: ",
-           d->usable ? "" : d->why_not);
+    printf("%u  %s (%s)%s%s\n", d->index, d->name, ful_device_kind_name(d->kind),
+           d->usable ? "" : "  NOT USABLE: ", d->usable ? "" : d->why_not);
     printf("   driver     %s\n   uuid       ", d->driver);
     print_uuid(d->uuid);
     printf("\n   api        %u.%u.%u\n", c->api_version >> 22 & 127, c->api_version >> 12 & 1023,
            c->api_version & 4095);
-    printf("   memory     %.0f MiB on the device, %.0f of it writable by the host%s\n", mib(c->device_memory_bytes),
-           mib(c->host_visible_local_bytes), c->unified_memory ? " (unified)" : "");
+    printf("   memory     %.0f MiB on the device, %.0f of it writable by the host%s\n",
+           mib(c->device_memory_bytes), mib(c->host_visible_local_bytes),
+           c->unified_memory ? " (unified)" : "");
     printf("   largest    binding %.0f MiB, allocation %.0f MiB\n", mib(c->storage_range_bytes),
            mib(c->allocation_bytes));
     printf("   workgroup  %u invocations, %u KiB shared, subgroups of %u", c->workgroup_invocations,
@@ -61,12 +62,13 @@ static void print_json(const ful_device_info *d)
     print_uuid(d->uuid);
     printf("\", \"usable\": %s, \"why_not\": ", d->usable ? "true" : "false");
     cli_print_json_string(d->why_not, strlen(d->why_not));
-    printf(", \"vendor_id\": %u, \"device_id\": %u, \"api_version\": %u, \"memory_bytes\": %llu, "
-           "\"storage_range_bytes\": %llu, \"allocation_bytes\": %llu, \"workgroup_invocations\": %u, "
-           "\"shared_bytes\": %u, \"subgroup_size\": %u, \"storage_buffers\": %u, \"features\": [",
-           d->vendor_id, d->device_id, c->api_version, (unsigned long long)c->device_memory_bytes,
-           (unsigned long long)c->storage_range_bytes, (unsigned long long)c->allocation_bytes,
-           c->workgroup_invocations, c->shared_bytes, c->subgroup_size, c->storage_buffers);
+    printf(
+        ", \"vendor_id\": %u, \"device_id\": %u, \"api_version\": %u, \"memory_bytes\": %llu, "
+        "\"storage_range_bytes\": %llu, \"allocation_bytes\": %llu, \"workgroup_invocations\": %u, "
+        "\"shared_bytes\": %u, \"subgroup_size\": %u, \"storage_buffers\": %u, \"features\": [",
+        d->vendor_id, d->device_id, c->api_version, (unsigned long long)c->device_memory_bytes,
+        (unsigned long long)c->storage_range_bytes, (unsigned long long)c->allocation_bytes,
+        c->workgroup_invocations, c->shared_bytes, c->subgroup_size, c->storage_buffers);
     print_features(c->features, ", ", "\"");
     printf("]}");
 }
@@ -95,7 +97,8 @@ static int list(ful_instance *instance, bool json)
         printf("]\n");
     free(infos);
     if (n == 0 && !json) {
-        fprintf(stderr, "fulgur: no Vulkan device: install a driver (Debian: mesa-vulkan-drivers) and its loader "
+        fprintf(stderr, "fulgur: no Vulkan device: install a driver (Debian: mesa-vulkan-drivers) "
+                        "and its loader "
                         "(libvulkan1)\n");
         return CLI_FAILED;
     }
@@ -109,7 +112,8 @@ static int run(int argc, char **argv)
         {0, "json", NULL, CLI_FLAG, &json, "print JSON"},
         {'v', "verbose", NULL, CLI_FLAG, &verbose, "say more on standard error"},
     };
-    int first, code = cli_parse(&cmd_devices, argc, argv, options, sizeof options / sizeof *options, &first);
+    int first, code = cli_parse(&cmd_devices, argc, argv, options, sizeof options / sizeof *options,
+                                &first);
     if (code >= 0)
         return code;
     if (first != argc) {
@@ -124,4 +128,5 @@ static int run(int argc, char **argv)
     return code;
 }
 
-const cli_command cmd_devices = {"devices", "[options]", "list Vulkan devices and what they can do", run};
+const cli_command cmd_devices = {"devices", "[options]", "list Vulkan devices and what they can do",
+                                 run};

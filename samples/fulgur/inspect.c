@@ -11,47 +11,64 @@ static double mib(uint64_t bytes)
 
 static void print_text(const ful_model_info *m)
 {
-    printf("architecture  %s, %u layers: %u lightning, %u softmax\n", m->architecture, m->block_count,
-           m->lightning_block_count, m->softmax_block_count);
-    printf("sizes         hidden %u, %u heads (%u for keys) x %u, rotary %u of %u, vocabulary %u\n", m->hidden_size,
-           m->head_count, m->kv_head_count, m->head_dim, m->rotary_dim, m->head_dim, m->vocab_size);
-    printf("experts       %u a layer, %u used, width %u\n", m->expert_count, m->top_k, m->intermediate_size);
-    printf("residuals     lightning %g, %g; softmax %g, %g; experts %g, %g (alpha, beta)\n", m->alpha_lightning,
-           m->beta_lightning, m->alpha_softmax, m->beta_softmax, m->alpha_mlp, m->beta_mlp);
-    printf("norms         eps %g, lightning %g; rope theta %g; decay rule %s; head %s\n", m->norm_eps,
-           m->lightning_norm_eps, m->rope_theta, m->decay == FUL_DECAY_HF ? "hf" : "orig",
+    printf("architecture  %s, %u layers: %u lightning, %u softmax\n", m->architecture,
+           m->block_count, m->lightning_block_count, m->softmax_block_count);
+    printf("sizes         hidden %u, %u heads (%u for keys) x %u, rotary %u of %u, vocabulary %u\n",
+           m->hidden_size, m->head_count, m->kv_head_count, m->head_dim, m->rotary_dim, m->head_dim,
+           m->vocab_size);
+    printf("experts       %u a layer, %u used, width %u\n", m->expert_count, m->top_k,
+           m->intermediate_size);
+    printf("residuals     lightning %g, %g; softmax %g, %g; experts %g, %g (alpha, beta)\n",
+           m->alpha_lightning, m->beta_lightning, m->alpha_softmax, m->beta_softmax, m->alpha_mlp,
+           m->beta_mlp);
+    printf("norms         eps %g, lightning %g; rope theta %g; decay rule %s; head %s\n",
+           m->norm_eps, m->lightning_norm_eps, m->rope_theta,
+           m->decay == FUL_DECAY_HF ? "hf" : "orig",
            m->tied_head ? "tied to the embedding" : "of its own");
-    printf("tokens        context %u, begin %d, end %d\n", m->context_length, m->bos_token_id, m->eos_token_id);
-    printf("parameters    %.3f M, %.3f M active a token; most weights %s\n", (double)m->parameter_count / 1e6,
-           (double)m->active_parameter_count / 1e6, ful_type_name(m->weight_type));
-    printf("bytes         files %.2f MiB, weights %.2f MiB (%u tensors), read for one token %.2f MiB\n",
+    printf("tokens        context %u, begin %d, end %d\n", m->context_length, m->bos_token_id,
+           m->eos_token_id);
+    printf("parameters    %.3f M, %.3f M active a token; most weights %s\n",
+           (double)m->parameter_count / 1e6, (double)m->active_parameter_count / 1e6,
+           ful_type_name(m->weight_type));
+    printf("bytes         files %.2f MiB, weights %.2f MiB (%u tensors), read for one token %.2f "
+           "MiB\n",
            mib(m->file_bytes), mib(m->weight_bytes), m->tensor_count, mib(m->active_weight_bytes));
-    printf("a session     states %.2f MiB whatever its length, keys and values %.2f KiB a token in f32, half in f16\n",
+    printf("a session     states %.2f MiB whatever its length, keys and values %.2f KiB a token in "
+           "f32, half in f16\n",
            mib(m->state_bytes), (double)m->kv_bytes_per_token / 1024.0);
 }
 
 static void print_json(const ful_model_info *m)
 {
-    printf("{\"architecture\": \"%s\", \"block_count\": %u, \"lightning_block_count\": %u, \"softmax_block_count\": %u, "
-           "\"hidden_size\": %u, \"intermediate_size\": %u, \"vocab_size\": %u, \"head_count\": %u, "
-           "\"kv_head_count\": %u, \"head_dim\": %u, \"rotary_dim\": %u, \"expert_count\": %u, \"top_k\": %u, "
-           "\"context_length\": %u, \"rope_theta\": %.17g, \"norm_eps\": %.17g, \"lightning_norm_eps\": %.17g, ",
-           m->architecture, m->block_count, m->lightning_block_count, m->softmax_block_count, m->hidden_size,
-           m->intermediate_size, m->vocab_size, m->head_count, m->kv_head_count, m->head_dim, m->rotary_dim,
-           m->expert_count, m->top_k, m->context_length, m->rope_theta, m->norm_eps, m->lightning_norm_eps);
-    printf("\"alpha_lightning\": %.17g, \"beta_lightning\": %.17g, \"alpha_softmax\": %.17g, \"beta_softmax\": %.17g, "
-           "\"alpha_mlp\": %.17g, \"beta_mlp\": %.17g, \"decay\": \"%s\", \"tied_head\": %s, \"bos_token_id\": %d, "
+    printf(
+        "{\"architecture\": \"%s\", \"block_count\": %u, \"lightning_block_count\": %u, "
+        "\"softmax_block_count\": %u, "
+        "\"hidden_size\": %u, \"intermediate_size\": %u, \"vocab_size\": %u, \"head_count\": %u, "
+        "\"kv_head_count\": %u, \"head_dim\": %u, \"rotary_dim\": %u, \"expert_count\": %u, "
+        "\"top_k\": %u, "
+        "\"context_length\": %u, \"rope_theta\": %.17g, \"norm_eps\": %.17g, "
+        "\"lightning_norm_eps\": %.17g, ",
+        m->architecture, m->block_count, m->lightning_block_count, m->softmax_block_count,
+        m->hidden_size, m->intermediate_size, m->vocab_size, m->head_count, m->kv_head_count,
+        m->head_dim, m->rotary_dim, m->expert_count, m->top_k, m->context_length, m->rope_theta,
+        m->norm_eps, m->lightning_norm_eps);
+    printf("\"alpha_lightning\": %.17g, \"beta_lightning\": %.17g, \"alpha_softmax\": %.17g, "
+           "\"beta_softmax\": %.17g, "
+           "\"alpha_mlp\": %.17g, \"beta_mlp\": %.17g, \"decay\": \"%s\", \"tied_head\": %s, "
+           "\"bos_token_id\": %d, "
            "\"eos_token_id\": %d, \"weight_type\": \"%s\", ",
-           m->alpha_lightning, m->beta_lightning, m->alpha_softmax, m->beta_softmax, m->alpha_mlp, m->beta_mlp,
-           m->decay == FUL_DECAY_HF ? "hf" : "orig", m->tied_head ? "true" : "false", m->bos_token_id,
-           m->eos_token_id, ful_type_name(m->weight_type));
-    printf("\"tensor_count\": %u, \"file_bytes\": %llu, \"parameter_count\": %llu, \"active_parameter_count\": %llu, "
-           "\"weight_bytes\": %llu, \"active_weight_bytes\": %llu, \"state_bytes\": %llu, \"kv_bytes_per_token\": "
+           m->alpha_lightning, m->beta_lightning, m->alpha_softmax, m->beta_softmax, m->alpha_mlp,
+           m->beta_mlp, m->decay == FUL_DECAY_HF ? "hf" : "orig", m->tied_head ? "true" : "false",
+           m->bos_token_id, m->eos_token_id, ful_type_name(m->weight_type));
+    printf("\"tensor_count\": %u, \"file_bytes\": %llu, \"parameter_count\": %llu, "
+           "\"active_parameter_count\": %llu, "
+           "\"weight_bytes\": %llu, \"active_weight_bytes\": %llu, \"state_bytes\": %llu, "
+           "\"kv_bytes_per_token\": "
            "%llu}\n",
-           m->tensor_count, (unsigned long long)m->file_bytes, (unsigned long long)m->parameter_count,
-           (unsigned long long)m->active_parameter_count, (unsigned long long)m->weight_bytes,
-           (unsigned long long)m->active_weight_bytes, (unsigned long long)m->state_bytes,
-           (unsigned long long)m->kv_bytes_per_token);
+           m->tensor_count, (unsigned long long)m->file_bytes,
+           (unsigned long long)m->parameter_count, (unsigned long long)m->active_parameter_count,
+           (unsigned long long)m->weight_bytes, (unsigned long long)m->active_weight_bytes,
+           (unsigned long long)m->state_bytes, (unsigned long long)m->kv_bytes_per_token);
 }
 
 static bool print_tensor(void *ctx, const ful_tensor_info *t)
@@ -93,7 +110,8 @@ static int run(int argc, char **argv)
         {0, "json", NULL, CLI_FLAG, &json, "print JSON"},
         {'v', "verbose", NULL, CLI_FLAG, &verbose, "say more on standard error"},
     };
-    int first, code = cli_parse(&cmd_inspect, argc, argv, options, sizeof options / sizeof *options, &first);
+    int first, code = cli_parse(&cmd_inspect, argc, argv, options, sizeof options / sizeof *options,
+                                &first);
     if (code >= 0)
         return code;
     if (argc - first != 1) {
@@ -108,4 +126,5 @@ static int run(int argc, char **argv)
     return code;
 }
 
-const cli_command cmd_inspect = {"inspect", "MODEL [options]", "say what a model's files hold; needs no device", run};
+const cli_command cmd_inspect = {"inspect", "MODEL [options]",
+                                 "say what a model's files hold; needs no device", run};

@@ -23,10 +23,19 @@ static bool write_row(void *ctx, size_t row, const float *logits, size_t n)
 static void write_header(npy *out, size_t rows, size_t columns)
 {
     char dictionary[192];
-    int n = snprintf(dictionary, sizeof dictionary,
-                     "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu, %zu), }", rows, columns);
+    int n =
+        snprintf(dictionary, sizeof dictionary,
+                 "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu, %zu), }", rows, columns);
     int padded = (10 + n + 1 + 63) / 64 * 64 - 10;
-    unsigned char head[10] = {0x93, 'N', 'U', 'M', 'P', 'Y', 1, 0, (unsigned char)(padded & 255),
+    unsigned char head[10] = {0x93,
+                              'N',
+                              'U',
+                              'M',
+                              'P',
+                              'Y',
+                              1,
+                              0,
+                              (unsigned char)(padded & 255),
                               (unsigned char)(padded >> 8)};
     out->failed |= fwrite(head, 1, sizeof head, out->file) != sizeof head;
     out->failed |= fprintf(out->file, "%s%*s\n", dictionary, padded - n - 1, "") < 0;
@@ -110,11 +119,14 @@ static int run(int argc, char **argv)
     uint32_t prefill = UINT32_MAX;
     cli_option options[CLI_MODEL_OPTIONS + 3] = {
         {0, "tokens", "FILE", CLI_TEXT, &tokens, "token ids, one a line; - = standard input"},
-        {0, "prefill", "N", CLI_UINT, &prefill, "feed the first N as one prompt, the rest one by one (default: all)"},
-        {'o', "out", "FILE.npy", CLI_TEXT, &path, "where to: [tokens, vocabulary] float32, a row a token"},
+        {0, "prefill", "N", CLI_UINT, &prefill,
+         "feed the first N as one prompt, the rest one by one (default: all)"},
+        {'o', "out", "FILE.npy", CLI_TEXT, &path,
+         "where to: [tokens, vocabulary] float32, a row a token"},
     };
     cli_model_options(&m, options + 3);
-    int first, code = cli_parse(&cmd_logits, argc, argv, options, sizeof options / sizeof *options, &first);
+    int first, code = cli_parse(&cmd_logits, argc, argv, options, sizeof options / sizeof *options,
+                                &first);
     if (code >= 0)
         return code;
     if (argc - first != 1 || !tokens || !path) {

@@ -4,12 +4,14 @@
 
 #include "cli.h"
 
-static const cli_command *const commands[] = {&cmd_run,      &cmd_chat,       &cmd_devices, &cmd_inspect,
-                                              &cmd_tokenize, &cmd_perplexity, &cmd_logits};
+static const cli_command *const commands[] = {
+    &cmd_run, &cmd_chat, &cmd_devices, &cmd_inspect, &cmd_tokenize, &cmd_perplexity, &cmd_logits};
 
 static void print_usage(FILE *out)
 {
-    fprintf(out, "fulgur %d.%d.%d: MiniMax-01-class language models on any Vulkan GPU\n\nusage: fulgur COMMAND ...\n\n",
+    fprintf(out,
+            "fulgur %d.%d.%d: MiniMax-01-class language models on any Vulkan GPU\n\nusage: fulgur "
+            "COMMAND ...\n\n",
             FUL_VERSION_MAJOR, FUL_VERSION_MINOR, FUL_VERSION_PATCH);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         fprintf(out, "  %-11s %s\n", commands[i]->name, commands[i]->summary);
@@ -23,7 +25,8 @@ int main(int argc, char **argv)
         print_usage(stderr);
         return CLI_USAGE;
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
         print_usage(stdout);
         return CLI_OK;
     }

@@ -30,8 +30,10 @@ static bool add_row(void *ctx, size_t row, const float *logits, size_t n)
     return !cli_interrupted();
 }
 
-/* One document in windows of at most `window` tokens, each starting anew with the begin token if there is one. */
-static bool score_document(cli_model *m, score *s, const char *text, size_t bytes, int32_t bos, size_t window)
+/* One document in windows of at most `window` tokens, each starting anew with the begin token if
+ * there is one. */
+static bool score_document(cli_model *m, score *s, const char *text, size_t bytes, int32_t bos,
+                           size_t window)
 {
     size_t n, front = bos >= 0;
     int32_t *ids = cli_encode(m->tokenizer, text, bytes, -1, &n);
@@ -65,7 +67,8 @@ static const char *find_mark(const char *text, const char *end, const char *mark
     for (const char *p = text; (size_t)(end - p) >= mark_bytes; p++) {
         bool starts = p == text || p[-1] == '\n';
         const char *after = p + mark_bytes;
-        if (starts && memcmp(p, mark, mark_bytes) == 0 && (after == end || *after == '\n' || *after == '\r'))
+        if (starts && memcmp(p, mark, mark_bytes) == 0 &&
+            (after == end || *after == '\n' || *after == '\r'))
             return p;
     }
     return NULL;
@@ -80,7 +83,8 @@ static void trim(const char **text, const char **end)
 }
 
 /* Takes the next document off *text; false when there is none. */
-static bool next_document(const char **text, const char *end, const char *mark, const char **first, const char **last)
+static bool next_document(const char **text, const char *end, const char *mark, const char **first,
+                          const char **last)
 {
     size_t mark_bytes = strlen(mark);
     while (*text < end) {
@@ -95,8 +99,8 @@ static bool next_document(const char **text, const char *end, const char *mark, 
     return false;
 }
 
-static bool score_text(cli_model *m, score *s, const char *text, size_t bytes, const char *mark, int32_t bos,
-                       size_t window)
+static bool score_text(cli_model *m, score *s, const char *text, size_t bytes, const char *mark,
+                       int32_t bos, size_t window)
 {
     const char *end = text + bytes, *first, *last;
     while (next_document(&text, end, mark, &first, &last))
@@ -120,16 +124,20 @@ static void print_result(const score *s, size_t window, int32_t bos, bool json, 
     double mean = s->tokens ? s->nll / (double)s->tokens : NAN;
     double bits = s->bytes ? s->nll / log(2.0) / (double)s->bytes : NAN;
     if (json) {
-        printf("{\"nll_per_token\": %.9g, \"perplexity\": %.9g, \"bits_per_byte\": %.9g, \"tokens\": %llu, \"bytes\": "
-               "%llu, \"documents\": %llu, \"windows\": %llu, \"window\": %zu, \"bos\": %d, \"seconds\": %.3f}\n",
+        printf("{\"nll_per_token\": %.9g, \"perplexity\": %.9g, \"bits_per_byte\": %.9g, "
+               "\"tokens\": %llu, \"bytes\": "
+               "%llu, \"documents\": %llu, \"windows\": %llu, \"window\": %zu, \"bos\": %d, "
+               "\"seconds\": %.3f}\n",
                mean, exp(mean), bits, (unsigned long long)s->tokens, (unsigned long long)s->bytes,
-               (unsigned long long)s->documents, (unsigned long long)s->windows, window, bos, (double)ns / 1e9);
+               (unsigned long long)s->documents, (unsigned long long)s->windows, window, bos,
+               (double)ns / 1e9);
         return;
     }
     printf("perplexity %.4f   %.5f nats a token   %.5f bits a byte\n", exp(mean), mean, bits);
-    printf("%llu tokens scored, %llu bytes, %llu documents, %llu windows of at most %zu tokens; each window starts %s\n",
-           (unsigned long long)s->tokens, (unsigned long long)s->bytes, (unsigned long long)s->documents,
-           (unsigned long long)s->windows, window,
+    printf("%llu tokens scored, %llu bytes, %llu documents, %llu windows of at most %zu tokens; "
+           "each window starts %s\n",
+           (unsigned long long)s->tokens, (unsigned long long)s->bytes,
+           (unsigned long long)s->documents, (unsigned long long)s->windows, window,
            bos >= 0 ? "with the begin token" : "without a begin token, its first token unscored");
 }
 
@@ -140,13 +148,17 @@ static int run(int argc, char **argv)
     const char *mark = default_mark;
     bool json = false, no_bos = false;
     cli_option options[CLI_MODEL_OPTIONS + 4] = {
-        {'w', "window", "N", CLI_UINT, &window, "tokens read at a time (default: whole documents up to the context)"},
-        {0, "mark", "LINE", CLI_TEXT, &mark, "line that ends a document (default <|endoftext|>); '' = none"},
-        {0, "no-bos", NULL, CLI_FLAG, &no_bos, "do not put the model's begin token before each window"},
+        {'w', "window", "N", CLI_UINT, &window,
+         "tokens read at a time (default: whole documents up to the context)"},
+        {0, "mark", "LINE", CLI_TEXT, &mark,
+         "line that ends a document (default <|endoftext|>); '' = none"},
+        {0, "no-bos", NULL, CLI_FLAG, &no_bos,
+         "do not put the model's begin token before each window"},
         {0, "json", NULL, CLI_FLAG, &json, "print JSON"},
     };
     cli_model_options(&m, options + 4);
-    int first, code = cli_parse(&cmd_perplexity, argc, argv, options, sizeof options / sizeof *options, &first);
+    int first, code = cli_parse(&cmd_perplexity, argc, argv, options,
+                                sizeof options / sizeof *options, &first);
     if (code >= 0)
         return code;
     if (argc - first != 2 || window == 1) {
@@ -159,7 +171,8 @@ static int run(int argc, char **argv)
         return CLI_FAILED;
     cli_watch_interrupt();
     code = CLI_FAILED;
-    if (cli_open_model(&m, argv[first], true, window ? window : longest_document(text, bytes, mark) + 1)) {
+    if (cli_open_model(&m, argv[first], true,
+                       window ? window : longest_document(text, bytes, mark) + 1)) {
         int32_t bos = no_bos ? -1 : ful_model_get_info(m.model)->bos_token_id;
         size_t most = ful_model_get_plan(m.model)->max_tokens;
         size_t used = window && window < most ? window : most;
@@ -177,4 +190,5 @@ static int run(int argc, char **argv)
     return code;
 }
 
-const cli_command cmd_perplexity = {"perplexity", "MODEL FILE [options]", "measure how well a model predicts a text", run};
+const cli_command cmd_perplexity = {"perplexity", "MODEL FILE [options]",
+                                    "measure how well a model predicts a text", run};

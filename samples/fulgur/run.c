@@ -65,15 +65,17 @@ static void print_json(const story *s, const cli_model *m, const char *stop)
     printf(", \"tokens\": %zu, \"stop\": \"%s\", \"device\": ", s->tokens, stop);
     const char *name = ful_device_get_info(m->device)->name;
     cli_print_json_string(name, strlen(name));
-    printf(", \"load_ms\": %.1f, \"prefill_tokens\": %llu, \"prefill_ms\": %.3f, \"decode_tokens\": %llu, "
+    printf(", \"load_ms\": %.1f, \"prefill_tokens\": %llu, \"prefill_ms\": %.3f, "
+           "\"decode_tokens\": %llu, "
            "\"decode_ms\": %.3f, \"first_token_ms\": %.3f}\n",
-           (double)m->load_ns / 1e6, (unsigned long long)st.prefill_tokens, (double)st.prefill_ns / 1e6,
-           (unsigned long long)st.decode_tokens, (double)st.decode_ns / 1e6,
+           (double)m->load_ns / 1e6, (unsigned long long)st.prefill_tokens,
+           (double)st.prefill_ns / 1e6, (unsigned long long)st.decode_tokens,
+           (double)st.decode_ns / 1e6,
            s->first_ns ? (double)(s->first_ns - s->start_ns) / 1e6 : 0.0);
 }
 
-static int generate(cli_model *m, const cli_sampling *sampling, const char *prompt, bool json, bool stats,
-                    uint64_t start_ns)
+static int generate(cli_model *m, const cli_sampling *sampling, const char *prompt, bool json,
+                    bool stats, uint64_t start_ns)
 {
     const ful_model_info *info = ful_model_get_info(m->model);
     int32_t bos = sampling->no_bos ? -1 : info->bos_token_id;
@@ -96,8 +98,10 @@ static int generate(cli_model *m, const cli_sampling *sampling, const char *prom
     ful_result r = ful_prefill(m->session, ids, n);
     free(ids);
     if (r == FUL_OK)
-        r = ful_generate(m->session, ful_generate_params(.max_tokens = sampling->max_tokens, .sampler = &sampler),
-                         on_token, &s, &stop);
+        r = ful_generate(
+            m->session,
+            ful_generate_params(.max_tokens = sampling->max_tokens, .sampler = &sampler), on_token,
+            &s, &stop);
     finish(&s);
     if (r != FUL_OK) {
         free(s.text);
@@ -123,12 +127,14 @@ static int run(int argc, char **argv)
         {'p', "prompt", "TEXT", CLI_TEXT, &prompt, "what to continue"},
         {'f', "file", "FILE", CLI_TEXT, &file, "read the prompt from a file; - = standard input"},
         {0, "stats", NULL, CLI_FLAG, &stats, "print times and memory at the end"},
-        {0, "profile", NULL, CLI_FLAG, &m.profile, "with --stats: device time of every op of the last token"},
+        {0, "profile", NULL, CLI_FLAG, &m.profile,
+         "with --stats: device time of every op of the last token"},
         {0, "json", NULL, CLI_FLAG, &json, "print one JSON object instead of text"},
     };
     cli_sampling_options(&sampling, options + 5);
     cli_model_options(&m, options + 5 + CLI_SAMPLING_OPTIONS);
-    int first, code = cli_parse(&cmd_run, argc, argv, options, sizeof options / sizeof *options, &first);
+    int first,
+        code = cli_parse(&cmd_run, argc, argv, options, sizeof options / sizeof *options, &first);
     if (code >= 0)
         return code;
     if (argc - first != 1 || (prompt && file)) {
@@ -154,4 +160,5 @@ static int run(int argc, char **argv)
     return code;
 }
 
-const cli_command cmd_run = {"run", "MODEL -p PROMPT [options]", "continue a prompt, streaming text", run};
+const cli_command cmd_run = {"run", "MODEL -p PROMPT [options]",
+                             "continue a prompt, streaming text", run};

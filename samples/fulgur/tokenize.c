@@ -37,7 +37,8 @@ static int decode(const ful_tokenizer *t, const char *text)
     return CLI_OK;
 }
 
-static int encode(const ful_tokenizer *t, const char *text, size_t bytes, bool added, bool json, bool count)
+static int encode(const ful_tokenizer *t, const char *text, size_t bytes, bool added, bool json,
+                  bool count)
 {
     uint32_t flags = added ? FUL_ENCODE_ADDED : FUL_ENCODE_PLAIN;
     size_t n = 0;
@@ -75,13 +76,17 @@ static int run(int argc, char **argv)
     const char *prompt = NULL, *file = NULL;
     const cli_option options[] = {
         {'p', "prompt", "TEXT", CLI_TEXT, &prompt, "the text"},
-        {'f', "file", "FILE", CLI_TEXT, &file, "read the text from a file; - = standard input (the default)"},
-        {0, "added", NULL, CLI_FLAG, &added, "let marks such as <end_of_sentence> be the tokens they name"},
-        {0, "decode", NULL, CLI_FLAG, &reverse, "the text holds token ids; print what they stand for"},
+        {'f', "file", "FILE", CLI_TEXT, &file,
+         "read the text from a file; - = standard input (the default)"},
+        {0, "added", NULL, CLI_FLAG, &added,
+         "let marks such as <end_of_sentence> be the tokens they name"},
+        {0, "decode", NULL, CLI_FLAG, &reverse,
+         "the text holds token ids; print what they stand for"},
         {0, "count", NULL, CLI_FLAG, &count, "print the number of tokens only"},
         {0, "json", NULL, CLI_FLAG, &json, "print JSON"},
     };
-    int first, code = cli_parse(&cmd_tokenize, argc, argv, options, sizeof options / sizeof *options, &first);
+    int first, code = cli_parse(&cmd_tokenize, argc, argv, options,
+                                sizeof options / sizeof *options, &first);
     if (code >= 0)
         return code;
     if (argc - first != 1 || (prompt && file)) {
@@ -109,4 +114,5 @@ static int run(int argc, char **argv)
     return code;
 }
 
-const cli_command cmd_tokenize = {"tokenize", "MODEL [options]", "turn text into tokens, or back; needs no device", run};
+const cli_command cmd_tokenize = {"tokenize", "MODEL [options]",
+                                  "turn text into tokens, or back; needs no device", run};
