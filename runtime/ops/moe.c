@@ -441,7 +441,7 @@ static ful_result record_sort(const moe_part *m, uint32_t up_rows, uint32_t down
                               .uniform = true,
                               .push_bytes = sizeof(count_push),
                               .spec_count = 1,
-                              .spec = {m->plan->wide ? 128 : 8}};
+                              .spec = {m->plan->wide ? 128 : 32}};
     gpu_pipeline *pipeline;
     TRY(gpu_pipeline_get(m->ctx->device, &desc, &pipeline));
     double bytes = 8.0 * a->w13->experts * m->rows * a->top_k;

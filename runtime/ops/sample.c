@@ -15,6 +15,10 @@ ful_result op_sample(const op_context *ctx, const op_sample_args *args)
     const ful_caps *caps = device_caps(ctx->device);
     /* 24 bytes of shared memory an invocation, and a few words. */
     uint32_t wg = op_wide(ctx) ? 512 : 32;
+    /* Older CPU drivers leave a shader after 65,535 turns of its loops; the longest search makes some
+     * eighty passes. */
+    while (wg < 512 && args->vocab / wg >= 65535 / 80)
+        wg *= 2;
     while (wg > caps->workgroup_invocations || wg > caps->workgroup_size[0] ||
            wg * 24 + 64 > caps->shared_bytes)
         wg /= 2;
