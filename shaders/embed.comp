@@ -14,7 +14,7 @@ layout(constant_id = 0) const uint WG = 64;
 
 layout(push_constant) uniform push_block
 {
-    uint row0, row_count;   // rows of this dispatch; buffers begin at row0
+    uint row0, row_count;      // rows of this dispatch; out begins at row0
     uint dim;
     uint window0, window_rows; // table rows of this window
     uint vocab;
@@ -43,7 +43,7 @@ void main()
     uint c = (line % p.column_groups) * WG + gl_LocalInvocationID.x;
     if (r >= p.row_count || p.row0 + r >= step.n_rows || c >= p.dim)
         return;
-    uint token = tokens[r];
+    uint token = tokens[p.row0 + r];
     if (token >= p.vocab) {
         if (p.window0 == 0u)
             result[r * p.dim + c] = 0.0;

@@ -29,7 +29,7 @@ layout(constant_id = 8) const uint W_SCALE = 0; // HALF only
 
 layout(push_constant) uniform push_block
 {
-    uint row0, row_count; // rows of this dispatch; x, scale and out begin at row0
+    uint row0, row_count; // rows of this dispatch; x and out begin at row0
     uint fixed_rows;      // not 0: n_rows is not read
     uint cols;
     uint x_stride, out_stride;
@@ -245,7 +245,7 @@ void main()
                 break;
             vec4 y = acc[i * (TN / 4u) + j];
 #if defined(HALF)
-            y = y * scale[r] * unscale;
+            y = y * scale[p.row0 + r] * unscale;
 #endif
             uint out0 = r * p.out_stride;
             if (ACT == 2u) {

@@ -30,7 +30,7 @@ layout(constant_id = 6) const uint X_VEC = 1; // x_stride is a multiple of 4 (ha
 
 layout(push_constant) uniform push_block
 {
-    uint row0, row_count; // rows of this dispatch; x, scale and out begin at row0
+    uint row0, row_count; // rows of this dispatch; x and out begin at row0
     uint fixed_rows;      // not 0: n_rows is not read
     uint cols;
     uint x_stride, out_stride;
@@ -198,7 +198,7 @@ void main()
     for (uint r = 0u; r < ROWS; r++) {
         if (r0 + r >= rows)
             break;
-        float s = X_HALF != 0u ? scale[r0 + r] : 1.0;
+        float s = X_HALF != 0u ? scale[p.row0 + r0 + r] : 1.0;
         uint out0 = (r0 + r) * p.out_stride;
         if (ACT == 2u) {
             for (uint c = 0u; c < COLS; c += 2u)

@@ -14,7 +14,7 @@ layout(constant_id = 1) const uint LANES = 128; // power of two
 
 layout(push_constant) uniform push_block
 {
-    uint row0, row_count; // rows of this dispatch; buffers begin at row0
+    uint row0, row_count; // rows of this dispatch; all buffers but scale begin at row0
     uint dim, stride;
     uint fixed_rows; // not 0: n_rows is not read
 }
@@ -60,7 +60,7 @@ void main()
         return;
     float multiplier = half_multiplier(max_bits);
     if (lane == 0u)
-        scale[r] = floatBitsToUint(half_row_scale(max_bits));
+        scale[p.row0 + r] = floatBitsToUint(half_row_scale(max_bits));
     uint pairs = (p.dim + 1u) / 2u;
     for (uint i = lane; i < pairs; i += LANES) {
         float u = uintBitsToFloat(x[r * p.dim + 2u * i]);

@@ -21,7 +21,7 @@ layout(constant_id = 2) const uint HAS_B = 0;
 
 layout(push_constant) uniform push_block
 {
-    uint row0, row_count; // rows of this dispatch; buffers begin at row0
+    uint row0, row_count; // rows of this dispatch; all buffers but scale begin at row0
     uint dim;
     uint fixed_rows; // not 0: n_rows is not read
     uint last_row;   // not 0: only row n_rows - 1, written as row 0
@@ -158,7 +158,7 @@ void main()
         max_bits = floatBitsToUint(uintBitsToFloat(max_bits) * inverse) & ABS_MASK;
     float multiplier = half_multiplier(max_bits);
     if (lane == 0u)
-        scale[out_row] = floatBitsToUint(half_row_scale(max_bits));
+        scale[p.last_row != 0u ? 0u : p.row0 + r] = floatBitsToUint(half_row_scale(max_bits));
 #endif
     for (uint i = lane; i < pairs; i += LANES) {
         bool second = 2u * i + 1u < p.dim;

@@ -29,9 +29,9 @@ ful_result op_embed(const op_context *ctx, const op_embed_args *args)
     gpu_pipeline *pipeline;
     TRY(gpu_pipeline_get(ctx->device, &desc, &pipeline));
 
-    uint64_t row_bytes[] = {4, 4 * (uint64_t)dim};
+    uint64_t row_bytes = 4 * (uint64_t)dim;
     uint32_t part;
-    TRY(op_part_rows(ctx->device, "embed", row_bytes, 2, args->rows, &part));
+    TRY(op_part_rows(ctx->device, "embed", &row_bytes, 1, args->rows, &part));
     for (uint32_t row0 = 0; row0 < args->rows; row0 += part) {
         uint32_t rows = args->rows - row0 < part ? args->rows - row0 : part;
         for (uint32_t i = 0; i < table->window_count; i++) {
@@ -45,9 +45,9 @@ ful_result op_embed(const op_context *ctx, const op_embed_args *args)
                                .row_words = (uint32_t)(table->row_bytes / 4),
                                .column_groups = div_up_u32(dim, wg)};
             gpu_dispatch d = {.pipeline = pipeline,
-                              .buffers = {op_rows(args->tokens, row0, rows, 4),
+                              .buffers = {op_rows(args->tokens, 0, args->rows, 4),
                                           gpu_whole(&window->buffer),
-                                          op_rows(args->out, row0, rows, row_bytes[1])},
+                                          op_rows(args->out, row0, rows, row_bytes)},
                               .writes = 1u << 2,
                               .uniform = ctx->step,
                               .push = &push,

@@ -117,13 +117,13 @@ ful_result op_matmul(const op_context *ctx, const op_matmul_args *args)
 
     uint64_t x_row_bytes = (x->half ? 2 : 4) * (uint64_t)x->stride;
     uint64_t out_row_bytes = 4 * (uint64_t)args->out_stride;
-    uint64_t row_bytes[] = {x_row_bytes, out_row_bytes, x->half ? 4 : 0};
+    uint64_t row_bytes[] = {x_row_bytes, out_row_bytes};
     uint32_t part;
-    TRY(op_part_rows(ctx->device, "matmul", row_bytes, 3, args->rows, &part));
+    TRY(op_part_rows(ctx->device, "matmul", row_bytes, 2, args->rows, &part));
     for (uint32_t row0 = 0; row0 < args->rows; row0 += part) {
         uint32_t rows = args->rows - row0 < part ? args->rows - row0 : part;
         gpu_range x_part = op_rows(x->data, row0, rows, x_row_bytes);
-        gpu_range scale = x->half ? op_rows(x->scale, row0, rows, 4) : x_part;
+        gpu_range scale = x->half ? op_rows(x->scale, 0, args->rows, 4) : x_part;
         for (uint32_t i = 0; i < w->window_count; i++) {
             const gpu_window *window = &w->windows[i];
             matmul_push push = {.row0 = row0,

@@ -76,9 +76,9 @@ static ful_result norm_record(const op_context *ctx, const norm_job *job)
     uint64_t half_row_bytes = to_half ? 2 * (uint64_t)job->half->stride : 0;
     bool last = job->push.last_row != 0;
     uint64_t row_bytes[] = {a_row_bytes, job->b_row_bytes, last || !to_f32 ? 0 : job->out_row_bytes,
-                            last ? 0 : half_row_bytes, to_half && !last ? 4 : 0};
+                            last ? 0 : half_row_bytes};
     uint32_t part;
-    TRY(op_part_rows(ctx->device, job->label, row_bytes, 5, job->rows, &part));
+    TRY(op_part_rows(ctx->device, job->label, row_bytes, 4, job->rows, &part));
     for (uint32_t row0 = 0; row0 < job->rows; row0 += part) {
         uint32_t rows = job->rows - row0 < part ? job->rows - row0 : part;
         uint32_t out0 = last ? 0 : row0, out_rows = last ? 1 : rows;
@@ -102,7 +102,7 @@ static ful_result norm_record(const op_context *ctx, const norm_job *job)
             d.buffers[n++] = op_rows(job->out, out0, out_rows, job->out_row_bytes);
         if (to_half) {
             d.buffers[n++] = op_rows(job->half->data, out0, out_rows, half_row_bytes);
-            d.buffers[n++] = op_rows(job->half->scale, out0, out_rows, 4);
+            d.buffers[n++] = op_rows(job->half->scale, 0, last ? 1 : job->rows, 4);
         }
         d.writes = ((1u << n) - 1) & ~7u;
         TRY(op_groups(ctx->device, job->label, last ? 1 : div_up_u32(rows, wg / lanes), 1,
@@ -176,16 +176,16 @@ ful_result op_pack(const op_context *ctx, gpu_range in, const op_activation *out
     gpu_pipeline *pipeline;
     TRY(gpu_pipeline_get(ctx->device, &desc, &pipeline));
 
-    uint64_t row_bytes[] = {4 * (uint64_t)out->dim, 2 * (uint64_t)out->stride, 4};
+    uint64_t row_bytes[] = {4 * (uint64_t)out->dim, 2 * (uint64_t)out->stride};
     uint32_t part;
-    TRY(op_part_rows(ctx->device, "pack", row_bytes, 3, rows, &part));
+    TRY(op_part_rows(ctx->device, "pack", row_bytes, 2, rows, &part));
     for (uint32_t row0 = 0; row0 < rows; row0 += part) {
         uint32_t count = rows - row0 < part ? rows - row0 : part;
         pack_push push = {row0, count, out->dim, out->stride, fixed};
         gpu_dispatch d = {.pipeline = pipeline,
                           .buffers = {op_rows(in, row0, count, row_bytes[0]),
                                       op_rows(out->data, row0, count, row_bytes[1]),
-                                      op_rows(out->scale, row0, count, 4)},
+                                      op_rows(out->scale, 0, rows, 4)},
                           .writes = 1u << 1 | 1u << 2,
                           .uniform = ctx->step,
                           .push = &push,

@@ -66,9 +66,9 @@ static ful_result try_open(ful_instance **instance, ful_device **device, const c
     TRY(ful_instance_create(instance,
                             ful_instance_params(.log = log_line, .log_level = FUL_LOG_WARNING,
                                                 .validation = validation)));
-    return ful_device_open(
-        device, *instance,
-        ful_device_params(.name_part = getenv("FULGUR_TEST_DEVICE"), .caps = caps));
+    return ful_device_open(device, *instance,
+                           ful_device_params(.name_part = getenv("FULGUR_TEST_DEVICE"),
+                                             .caps = caps, .cache_dir = ""));
 }
 
 void fixture_require_device(void)
