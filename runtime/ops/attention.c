@@ -409,7 +409,7 @@ ful_result op_attention(const op_context *ctx, const op_attention_args *args)
                    .args = args,
                    .plan = plan_make(ctx, args->rows, args->heads, args->head_dim, args->kv),
                    .words = token_words(args->kv->type, args->kv->kv_heads, args->head_dim)};
-    uint32_t rows;
+    uint32_t rows = 1;
     TRY(attention_pipelines(&t));
     TRY(rows_per_dispatch(&t, &rows));
     /* All rows are appended first: a chunk of rows may not need the later keys, but what the cache

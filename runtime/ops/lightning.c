@@ -233,7 +233,7 @@ ful_result op_lightning_prefill(const op_context *ctx, const op_lightning_args *
 
     uint64_t state_bytes = (uint64_t)args->head_dim * args->head_dim * sizeof(float);
     uint64_t scratch_bytes = (uint64_t)p.block_words * sizeof(uint32_t);
-    uint32_t heads, rows;
+    uint32_t heads = 1, rows = 1;
     TRY(heads_per_dispatch(ctx, args, state_bytes > scratch_bytes ? state_bytes : scratch_bytes,
                            &heads));
     TRY(rows_per_dispatch(ctx, args, scratch_bytes * heads, &rows));
@@ -260,7 +260,7 @@ ful_result op_lightning_decode(const op_context *ctx, const op_lightning_args *a
     TRY(gpu_pipeline_get(ctx->device, &desc, &pipeline));
 
     uint64_t head_bytes = (uint64_t)args->head_dim * args->head_dim * sizeof(float);
-    uint32_t heads;
+    uint32_t heads = 1;
     TRY(heads_per_dispatch(ctx, args, head_bytes, &heads));
     uint64_t out_bytes = (uint64_t)args->heads * args->head_dim * sizeof(float);
     for (uint32_t h = 0; h < args->heads; h += heads) {
