@@ -1,10 +1,9 @@
 /* Text to tokens and back, and the chat formats of the published models.
  *
- * All text is UTF-8 with its size in bytes; zero bytes are ordinary. A
- * tokenizer may be used from several threads at once. Functions that fill an
- * array take its capacity in *count (or *bytes) and leave there what the whole
- * result needs: with out NULL they only count; with too little room they fail
- * with FUL_ERR_ARGUMENT and the contents of out are undefined. */
+ * All text is UTF-8 with its size in bytes; zero bytes are ordinary. A tokenizer may be used from
+ * several threads at once. Functions that fill an array take its capacity in *count (or *bytes)
+ * and leave there what the whole result needs: with out NULL they only count; with too little
+ * room they fail with FUL_ERR_ARGUMENT and the contents of out are undefined. */
 #ifndef FULGUR_TOKENIZER_H
 #define FULGUR_TOKENIZER_H
 
@@ -16,44 +15,39 @@ extern "C" {
 
 typedef struct ful_tokenizer ful_tokenizer;
 
-/* Reads a Hugging Face tokenizer.json (the file, or the folder that holds it):
- * byte-level BPE behind a Split regex, with NFC or no normalisation. Its
- * truncation and padding settings are ignored. The instance must outlive the
- * tokenizer. Errors: FUL_ERR_IO, FUL_ERR_FORMAT (malformed or contradicting
- * itself), FUL_ERR_UNSUPPORTED (another kind of tokenizer; the line names what
+/* Reads a Hugging Face tokenizer.json (the file, or the folder that holds it): byte-level BPE
+ * behind a Split regex, with NFC or no normalisation. Its truncation and padding settings are
+ * ignored. The instance must outlive the tokenizer. Errors: FUL_ERR_IO, FUL_ERR_FORMAT (malformed
+ * or contradicting itself), FUL_ERR_UNSUPPORTED (another kind of tokenizer; the line names what
  * differs), FUL_ERR_HOST_MEMORY. */
 FUL_API ful_result ful_tokenizer_load(ful_tokenizer **out, ful_instance *instance,
                                       const char *path);
 FUL_API void ful_tokenizer_destroy(ful_tokenizer **tokenizer);
 
-/* Largest token id + 1, added tokens included. Models may have more rows than
- * that. */
+/* Largest token id + 1, added tokens included. Models may have more rows than that. */
 FUL_API uint32_t ful_tokenizer_vocab_size(const ful_tokenizer *tokenizer);
 
-/* The id of the token that stands for exactly this text ("<end_of_sentence>", "
- * the"), or -1. Added tokens come first. */
+/* The id of the token that stands for exactly this text ("<end_of_sentence>", " the"), or -1.
+ * Added tokens come first. */
 FUL_API int32_t ful_tokenizer_token_id(const ful_tokenizer *tokenizer, const char *text,
                                        size_t bytes);
 
-/* True for tokens that the file lists as added (marks such as
- * <end_of_sentence>). */
+/* True for tokens that the file lists as added (marks such as <end_of_sentence>). */
 FUL_API bool ful_tokenizer_is_added(const ful_tokenizer *tokenizer, int32_t token);
 
 typedef enum ful_encode_flags {
     FUL_ENCODE_PLAIN = 0, /* "<end_of_sentence>" in the text is plain text */
-    FUL_ENCODE_ADDED = 1  /* ... is the token of that name; never use it on text
-                             from a stranger */
+    FUL_ENCODE_ADDED = 1  /* ... is the token of that name; not for strangers' text */
 } ful_encode_flags;
 
-/* Nothing is put in front or behind. Text that is not valid UTF-8 (surrogates,
- * overlong and truncated sequences included) is FUL_ERR_ARGUMENT with the byte
- * offset; *count is then 0. Time is O(n log n) whatever the text. `flags`:
- * ful_encode_flags. */
+/* Nothing is put in front or behind. Text that is not valid UTF-8 (surrogates, overlong and
+ * truncated sequences included) is FUL_ERR_ARGUMENT with the byte offset; *count is then 0. Time
+ * is O(n log n) whatever the text. `flags`: ful_encode_flags. */
 FUL_API ful_result ful_tokenizer_encode(const ful_tokenizer *tokenizer, const char *text,
                                         size_t bytes, uint32_t flags, int32_t *out, size_t *count);
 
-/* The bytes of one token, borrowed from the tokenizer; they need not be whole
- * code points. NULL with *bytes = 0 for ids that have no token. */
+/* The bytes of one token, borrowed from the tokenizer; they need not be whole code points. NULL
+ * with *bytes = 0 for ids that have no token. */
 FUL_API const char *ful_tokenizer_token_bytes(const ful_tokenizer *tokenizer, int32_t token,
                                               size_t *bytes);
 
@@ -62,9 +56,9 @@ typedef enum ful_decode_flags {
     FUL_DECODE_SKIP_ADDED = 1 /* leave out added tokens */
 } ful_decode_flags;
 
-/* Joins the bytes of the tokens; no zero byte is put behind. What was encoded
- * comes back in NFC. An id without a token is FUL_ERR_ARGUMENT. `flags`:
- * ful_decode_flags. */
+/* Joins the bytes of the tokens; no zero byte is put behind. What was encoded comes back in NFC,
+ * as the reference normalises it: with the data of Unicode 9, so that marks assigned later keep
+ * their place. An id without a token is FUL_ERR_ARGUMENT. `flags`: ful_decode_flags. */
 FUL_API ful_result ful_tokenizer_decode(const ful_tokenizer *tokenizer, const int32_t *tokens,
                                         size_t n_tokens, uint32_t flags, char *out, size_t *bytes);
 
@@ -79,13 +73,12 @@ typedef struct ful_utf8_stream {
 /* Room that `out` must have for `bytes` of input. */
 #define FUL_UTF8_STREAM_ROOM(bytes) (3 * ((size_t)(bytes) + 4))
 
-/* Copies the bytes to out and returns how many were written: whole code points
- * only. A sequence that may still be completed is held back for the next call;
- * what can't be UTF-8 any more becomes U+FFFD. */
+/* Copies the bytes to out and returns how many were written: whole code points only. A sequence
+ * that may still be completed is held back for the next call; what can't be UTF-8 any more
+ * becomes U+FFFD. */
 FUL_API size_t ful_utf8_stream_push(ful_utf8_stream *stream, const char *in, size_t bytes,
                                     char *out);
-/* At the end: U+FFFD for what is still held back (out: 3 bytes), else nothing.
- */
+/* At the end: U+FFFD for what is still held back (out: 3 bytes), else nothing. */
 FUL_API size_t ful_utf8_stream_finish(ful_utf8_stream *stream, char *out);
 
 /* ---- chat ---- */
@@ -108,10 +101,9 @@ typedef struct ful_chat_message {
     const char *name; /* FUL_ROLE_TOOL only, required there */
 } ful_chat_message;
 
-/* M1: system messages are joined without a separator and come first; they make
- * no turn if they are empty; neighbouring tool messages are the results of one
- * turn. Text-01: every message is a turn where it stands, and the tools come
- * behind the messages, a turn each. */
+/* M1: system messages are joined without a separator and come first; they make no turn if they
+ * are empty; neighbouring tool messages are the results of one turn. Text-01: every message is a
+ * turn where it stands, and the tools come behind the messages, a turn each. */
 typedef struct ful_chat_params {
     size_t struct_size;
     ful_chat_format format;   /* required */
@@ -125,16 +117,15 @@ typedef struct ful_chat_params {
 #define ful_chat_params(...)                                                                       \
     (&(ful_chat_params){.struct_size = sizeof(ful_chat_params), __VA_ARGS__})
 
-/* The prompt as text. Encoding it with FUL_ENCODE_ADDED lets a message forge
- * turns; use ful_chat_encode to make tokens. Errors: FUL_ERR_ARGUMENT. */
+/* The prompt as text. Encoding it with FUL_ENCODE_ADDED lets a message forge turns; use
+ * ful_chat_encode to make tokens. Errors: FUL_ERR_ARGUMENT. */
 FUL_API ful_result ful_chat_text(const ful_chat_message *messages, size_t n_messages,
                                  const ful_chat_params *params, char *out, size_t *bytes);
 
-/* The prompt as tokens. Only the format's own marks become added tokens, unless
- * trust_text is set: no message can forge a turn. For messages without marks
- * this equals encoding ful_chat_text's text with FUL_ENCODE_ADDED. Errors:
- * FUL_ERR_ARGUMENT (text that is not UTF-8: the offset counts in
- * ful_chat_text's text), FUL_ERR_UNSUPPORTED (the tokenizer lacks one of the
+/* The prompt as tokens. Only the format's own marks become added tokens, unless trust_text is
+ * set: no message can forge a turn. For messages without marks this equals encoding
+ * ful_chat_text's text with FUL_ENCODE_ADDED. Errors: FUL_ERR_ARGUMENT (text that is not UTF-8:
+ * the offset counts in ful_chat_text's text), FUL_ERR_UNSUPPORTED (the tokenizer lacks one of the
  * marks), FUL_ERR_HOST_MEMORY. */
 FUL_API ful_result ful_chat_encode(const ful_tokenizer *tokenizer, const ful_chat_message *messages,
                                    size_t n_messages, const ful_chat_params *params, int32_t *out,

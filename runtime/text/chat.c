@@ -7,8 +7,7 @@ static const char TURN[] = "<beginning_of_sentence>";
 static const char TURN_END[] = "<end_of_sentence>";
 static const char DOCUMENT[] = "<begin_of_document>";
 
-/* Receives the prompt piece by piece; marks are the format's own special
- * tokens. */
+/* Receives the prompt piece by piece; marks are the format's own special tokens. */
 typedef struct chat_writer {
     char *out; /* NULL: only measure */
     size_t capacity, bytes;
@@ -166,8 +165,7 @@ static void m1_write(chat_writer *w, const ful_chat_message *messages, size_t n_
     }
 }
 
-/* Checks everything and copies the params with the caller's struct_size
- * respected. */
+/* Checks everything and copies the params with the caller's struct_size respected. */
 static ful_result chat_check(const ful_chat_message *messages, size_t n_messages,
                              const ful_chat_params *given, ful_chat_params *params)
 {

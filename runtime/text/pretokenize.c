@@ -30,8 +30,7 @@ static void regex_free(void *p, void *ctx)
     mem_free(ctx, p);
 }
 
-/* Unicode's White_Space, as the reference's \s: PCRE2's own has U+180E besides.
- */
+/* Unicode's White_Space, as the reference's \s: PCRE2's own has U+180E besides. */
 #define WHITE_SPACE                                                                                \
     "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}"                      \
     "\\x{2029}\\x{202f}"                                                                           \
@@ -50,7 +49,9 @@ static bool escape_is_common(char c)
            (c > 'z' && c < 0x7F);
 }
 
-ful_result pattern_translate(const ful_alloc *alloc, const char *pattern, size_t bytes, char **out)
+/* The pattern as PCRE2 gets it, from mem_alloc: \s and \S are spelled out. */
+static ful_result pattern_translate(const ful_alloc *alloc, const char *pattern, size_t bytes,
+                                    char **out)
 {
     /* The longest replacement of a two-byte escape bounds the result. */
     size_t room = bytes / 2 * (sizeof WHITE_SPACE + 4) + bytes + 1;

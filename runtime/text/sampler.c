@@ -51,8 +51,7 @@ static bool candidate_before(sampler_candidate a, sampler_candidate b)
     return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
-/* A heap with the first candidate on top: a few of 200,000 come out without
- * sorting them all. */
+/* A heap with the first candidate on top: a few of 200,000 come out without sorting them all. */
 static void heap_down(sampler_candidate *heap, size_t n, size_t i)
 {
     sampler_candidate value = heap[i];

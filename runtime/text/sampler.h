@@ -10,8 +10,7 @@ typedef struct sampler_candidate {
     uint32_t token;
 } sampler_candidate;
 
-/* Kept between draws so that one draw allocates nothing. Start from {.alloc =
- * ...}. */
+/* Kept between draws so that one draw allocates nothing. Start from {.alloc = ...}. */
 typedef struct sampler_scratch {
     const ful_alloc *alloc;
     uint8_t *allowed;
@@ -22,8 +21,7 @@ typedef struct sampler_scratch {
 
 void sampler_scratch_release(sampler_scratch *scratch);
 
-/* Copies params with the caller's struct_size respected (NULL: greedy) and
- * checks the ranges. The device path calls it too. */
+/* Copies params with the caller's struct_size respected (NULL: greedy) and checks the ranges. */
 ful_result sampler_params_read(const ful_sampler_params *params, ful_sampler_params *out);
 
 /* Uniform in [0, 1) with 53 bits, a function of its arguments only. */

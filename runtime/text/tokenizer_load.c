@@ -8,9 +8,8 @@
 
 enum { MAX_FILE_BYTES = 256 << 20 };
 
-/* The byte alphabet of byte-level BPE: bytes that print stand for themselves,
- * the other 68 for U+0100 onwards, in order. -1: the point stands for no byte.
- */
+/* The byte alphabet of byte-level BPE: bytes that print stand for themselves, the other 68 for
+ * U+0100 onwards, in order. -1: the point stands for no byte. */
 static int byte_of_point(uint32_t point)
 {
     if ((point >= 0x21 && point <= 0x7E) || (point >= 0xA1 && point <= 0xFF && point != 0xAD))
@@ -89,8 +88,8 @@ static ful_result arena_reserve(ful_tokenizer *t, size_t bytes)
     return FUL_OK;
 }
 
-/* Writes the bytes that `text` stands for in the byte alphabet; false if some
- * character stands for none. `out` has room for `bytes`. */
+/* Writes the bytes that `text` stands for in the byte alphabet; false if some character stands
+ * for none. `out` has room for `bytes`. */
 static bool alphabet_decode(const char *text, size_t bytes, char *out, size_t *out_bytes)
 {
     size_t n = 0;
@@ -191,8 +190,8 @@ static ful_result pre_tokenizer_read(ful_tokenizer *t, const json_t *pre)
     return split_read(t, json_array_get(parts, 0));
 }
 
-/* Where byte-level BPE can't differ, e.g. unk_token when every byte has a
- * token, nothing is asked. */
+/* Where byte-level BPE can't differ, e.g. unk_token when every byte has a token, nothing is
+ * asked. */
 static ful_result model_check(ful_tokenizer *t, const json_t *root, const json_t *model)
 {
     if (!json_is_object(model))

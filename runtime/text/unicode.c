@@ -3,11 +3,10 @@
 #include <string.h>
 #include <utf8proc.h>
 
-/* The reference tokenizer's normaliser carries Unicode 9's data: what came
- * later it leaves as it stands and never moves a mark across it. Tokens must be
- * the same whatever the version of utf8proc, so these code points (assigned
- * after Unicode 9, up to 18, with a combining class or a part in a canonical
- * decomposition) end a run and are copied. */
+/* The reference tokenizer's normaliser carries Unicode 9's data: what came later it leaves as it
+ * stands and never moves a mark across it. Tokens must be the same whatever the version of
+ * utf8proc, so these code points (assigned after Unicode 9, up to 18, with a combining class or a
+ * part in a canonical decomposition) end a run and are copied. */
 static const struct {
     uint32_t first, last;
 } late_points[] = {

@@ -4,8 +4,7 @@
 
 #include "base/alloc.h"
 
-/* True if the whole text is UTF-8; else *offset is where the first bad sequence
- * starts. */
+/* True if the whole text is UTF-8; else *offset is where the first bad sequence starts. */
 bool utf8_valid(const char *text, size_t bytes, size_t *offset);
 /* Length 1..4 of the code point at `text`, which must be valid. */
 size_t utf8_read(const char *text, uint32_t *point);
@@ -22,9 +21,8 @@ typedef struct nfc_buffer {
     size_t bytes, capacity;
 } nfc_buffer;
 
-/* Composes valid UTF-8 as the reference's normaliser does. *out is `text`
- * itself when nothing can change, else the buffer's, valid until its next use.
- * Linear time. */
+/* Composes valid UTF-8 as the reference's normaliser does. *out is `text` itself when nothing can
+ * change, else the buffer's, valid until its next use. Linear time. */
 ful_result nfc_apply(nfc_buffer *buffer, const char *text, size_t bytes, const char **out,
                      size_t *out_bytes);
 void nfc_release(nfc_buffer *buffer);

@@ -16,8 +16,7 @@ static uint32_t sequence_bytes(uint8_t first)
                           : 0u;
 }
 
-/* True if `next` can stand behind the n bytes held, which are the start of a
- * sequence. */
+/* True if `next` can stand behind the n bytes held, which are the start of a sequence. */
 static bool sequence_goes_on(const uint8_t *held, uint32_t n, uint8_t next)
 {
     uint8_t low = 0x80, high = 0xBF;
