@@ -162,7 +162,7 @@ ful_result splitter_create(const ful_alloc *alloc, const char *pattern, size_t b
                            bool keep_gaps, splitter **out)
 {
     *out = NULL;
-    char *translated;
+    char *translated = NULL;
     TRY(pattern_translate(alloc, pattern, bytes, &translated));
     splitter *s = mem_zalloc(alloc, 1, sizeof *s);
     ful_result result = s ? FUL_OK : mem_fail(sizeof *s, "the Split regex");
