@@ -247,6 +247,8 @@ static void test_header_length(void **state)
                TEXTS("h.safetensors", "0 bytes", "'{'"));
     open_fails(FUL_ERR_FORMAT, scratch_write("h.safetensors", "\x0b\0\0\0\0\0\0\0{}", 10),
                TEXTS("h.safetensors", "11 bytes", "10", "truncated"));
+    open_fails(FUL_ERR_FORMAT, scratch_write("h.safetensors", "\x03\0\0\0\0\0\0\0{}", 10),
+               TEXTS("3 bytes", "10", "truncated"));
     open_fails(FUL_ERR_FORMAT, scratch_write("h.safetensors", "\x01\xe1\xf5\x05\0\0\0\0{}", 10),
                TEXTS("h.safetensors", "100000001", "limit is 100000000"));
     open_fails(FUL_ERR_FORMAT,
