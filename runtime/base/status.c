@@ -121,3 +121,16 @@ const char *ful_type_name(ful_type type)
     }
     return "unknown";
 }
+
+ful_result params_copy(void *out, size_t out_bytes, const void *params, const char *what)
+{
+    size_t bytes = 0;
+    memset(out, 0, out_bytes);
+    if (!params)
+        return FUL_OK;
+    memcpy(&bytes, params, sizeof bytes);
+    if (bytes == 0)
+        return fail(FUL_ERR_ARGUMENT, "%s: struct_size is 0", what);
+    memcpy(out, params, bytes < out_bytes ? bytes : out_bytes);
+    return FUL_OK;
+}

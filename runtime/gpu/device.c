@@ -207,12 +207,8 @@ ful_result ful_device_open(ful_device **out, ful_instance *instance,
     if (!out || !instance)
         return fail(FUL_ERR_ARGUMENT, "ful_device_open: out or instance is NULL");
     *out = NULL;
-    ful_device_params p = {0};
-    if (params) {
-        if (params->struct_size == 0)
-            return fail(FUL_ERR_ARGUMENT, "ful_device_open: struct_size is 0");
-        memcpy(&p, params, params->struct_size < sizeof(p) ? params->struct_size : sizeof(p));
-    }
+    ful_device_params p;
+    TRY(params_copy(&p, sizeof(p), params, "ful_device_params"));
     if (!p.cache_get != !p.cache_set)
         return fail(FUL_ERR_ARGUMENT, "ful_device_open: cache_get and cache_set go together");
     ful_device *d = mem_zalloc(&instance->alloc, 1, sizeof(*d));

@@ -229,13 +229,8 @@ ful_result ful_instance_create(ful_instance **out, const ful_instance_params *pa
     if (!out)
         return fail(FUL_ERR_ARGUMENT, "ful_instance_create: out is NULL");
     *out = NULL;
-    ful_instance_params p = {0};
-    if (params) {
-        if (params->struct_size == 0)
-            return fail(FUL_ERR_ARGUMENT, "ful_instance_create: struct_size is 0");
-        size_t bytes = params->struct_size < sizeof(p) ? params->struct_size : sizeof(p);
-        memcpy(&p, params, bytes);
-    }
+    ful_instance_params p;
+    TRY(params_copy(&p, sizeof(p), params, "ful_instance_params"));
     ful_alloc alloc = mem_functions(p.alloc);
     ful_instance *in = mem_zalloc(&alloc, 1, sizeof(*in));
     if (!in)

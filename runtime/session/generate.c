@@ -73,14 +73,10 @@ ful_result ful_generate(ful_session *session, const ful_generate_params *params,
         *stop = FUL_STOP_NONE;
     if (!s || !fn)
         return fail(FUL_ERR_ARGUMENT, "ful_generate: session and fn must not be NULL");
-    ful_generate_params p = {0};
-    ful_sampler_params sampler = {.struct_size = sizeof sampler};
-    if (params)
-        memcpy(&p, params, params->struct_size < sizeof p ? params->struct_size : sizeof p);
-    if (p.sampler)
-        memcpy(&sampler, p.sampler,
-               p.sampler->struct_size < sizeof sampler ? p.sampler->struct_size : sizeof sampler);
-    sampler.struct_size = sizeof sampler;
+    ful_generate_params p;
+    ful_sampler_params sampler;
+    TRY(params_copy(&p, sizeof p, params, "ful_generate_params"));
+    TRY(sampler_params_read(p.sampler, &sampler));
     int32_t eos = s->model->config.eos_token_id;
     stop_list stops = {p.stop_tokens, p.n_stop_tokens};
     if (stops.count == 0 && eos >= 0)

@@ -80,9 +80,8 @@ ful_result ful_model_plan(ful_instance *instance, const char *path, ful_device *
     if (!instance || !path || !device || !out)
         return fail(FUL_ERR_ARGUMENT, "ful_model_plan: instance, path, device and out must not be NULL");
     const ful_alloc *a = instance_alloc(instance);
-    ful_plan_params p = {0};
-    if (params)
-        memcpy(&p, params, params->struct_size < sizeof p ? params->struct_size : sizeof p);
+    ful_plan_params p;
+    TRY(params_copy(&p, sizeof p, params, "ful_plan_params"));
     model_config *config = mem_zalloc(a, 1, sizeof *config);
     tensor_file *files = NULL;
     ful_model_info info;

@@ -82,9 +82,8 @@ ful_result ful_session_create(ful_session **out, ful_model *model, const ful_ses
         return fail(FUL_ERR_ARGUMENT, "ful_session_create: out and model must not be NULL");
     *out = NULL;
     const ful_plan *plan = &model->plan;
-    ful_session_params p = {0};
-    if (params)
-        memcpy(&p, params, params->struct_size < sizeof p ? params->struct_size : sizeof p);
+    ful_session_params p;
+    TRY(params_copy(&p, sizeof p, params, "ful_session_params"));
     if (p.max_tokens > model->config.context_length)
         return fail(FUL_ERR_ARGUMENT, "ful_session_create: max_tokens %zu exceeds the model's context of %u tokens",
                     p.max_tokens, model->config.context_length);

@@ -171,11 +171,7 @@ static ful_result chat_check(const ful_chat_message *messages, size_t n_messages
 {
     if (given == NULL || (messages == NULL && n_messages > 0))
         return fail(FUL_ERR_ARGUMENT, "chat: params or messages is NULL");
-    if (given->struct_size == 0)
-        return fail(FUL_ERR_ARGUMENT, "ful_chat_params: struct_size is 0");
-    *params = (ful_chat_params){0};
-    memcpy(params, given,
-           given->struct_size < sizeof *params ? given->struct_size : sizeof *params);
+    TRY(params_copy(params, sizeof *params, given, "ful_chat_params"));
     if (params->format != FUL_CHAT_TEXT_01 && params->format != FUL_CHAT_M1)
         return fail(FUL_ERR_ARGUMENT, "chat: unknown format %d", (int)params->format);
     for (size_t i = 0; i < n_messages; i++) {

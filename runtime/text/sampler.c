@@ -28,12 +28,7 @@ void sampler_scratch_release(sampler_scratch *scratch)
 
 ful_result sampler_params_read(const ful_sampler_params *params, ful_sampler_params *out)
 {
-    *out = (ful_sampler_params){0};
-    if (params != NULL) {
-        if (params->struct_size == 0)
-            return fail(FUL_ERR_ARGUMENT, "ful_sampler_params: struct_size is 0");
-        memcpy(out, params, params->struct_size < sizeof *out ? params->struct_size : sizeof *out);
-    }
+    TRY(params_copy(out, sizeof *out, params, "ful_sampler_params"));
     out->struct_size = sizeof *out;
     if (!isfinite(out->temperature) || out->temperature < 0.0f)
         return fail(FUL_ERR_ARGUMENT, "temperature %g; it must be 0 or more",
