@@ -436,6 +436,8 @@ static void test_overflow(void **state)
             FUL_ERR_FORMAT, "'hidden_size' = 2147483640", "'num_local_experts' = 2147483647");
     rejects(hub, "{\"hidden_size\":1073741824,\"intermediate_size\":1073741824}", FUL_ERR_FORMAT,
             "'intermediate_size' = 1073741824", "2^60");
+    rejects(hub, "{\"hidden_size\":1073741824,\"intermediate_size\":67108864}", FUL_ERR_FORMAT,
+            "'intermediate_size' = 67108864", "2^60"); /* fits 64 bits */
     accepts(hub, "{\"hidden_size\":65536,\"intermediate_size\":65536,\"num_local_experts\":256}");
 }
 
