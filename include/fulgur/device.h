@@ -21,42 +21,43 @@ typedef enum ful_device_kind {
 /* Optional features, as bits of ful_caps.features and ful_device_params.caps_off. The name in
  * FULGUR_CAPS is in brackets. */
 typedef enum ful_feature {
-    FUL_FEATURE_SUBGROUP = 1 << 0,      /* [subgroup] arithmetic and shuffle in compute */
-    FUL_FEATURE_FP16 = 1 << 1,          /* [fp16] half arithmetic */
-    FUL_FEATURE_INT8 = 1 << 2,          /* [int8] 8-bit integer arithmetic */
-    FUL_FEATURE_STORAGE16 = 1 << 3,     /* [storage16] 16-bit values in storage buffers */
-    FUL_FEATURE_STORAGE8 = 1 << 4,      /* [storage8] 8-bit values in storage buffers */
-    FUL_FEATURE_INT_DOT = 1 << 5,       /* [intdot] accelerated packed 4x8-bit signed dot product */
-    FUL_FEATURE_COOPMAT = 1 << 6,       /* [coopmat] VK_KHR_cooperative_matrix */
-    FUL_FEATURE_COOPMAT2 = 1 << 7,      /* [coopmat2] VK_NV_cooperative_matrix2 */
+    FUL_FEATURE_SUBGROUP = 1 << 0,  /* [subgroup] arithmetic and shuffle in compute */
+    FUL_FEATURE_FP16 = 1 << 1,      /* [fp16] half arithmetic */
+    FUL_FEATURE_INT8 = 1 << 2,      /* [int8] 8-bit integer arithmetic */
+    FUL_FEATURE_STORAGE16 = 1 << 3, /* [storage16] 16-bit values in storage buffers */
+    FUL_FEATURE_STORAGE8 = 1 << 4,  /* [storage8] 8-bit values in storage buffers */
+    FUL_FEATURE_INT_DOT = 1 << 5,   /* [intdot] accelerated packed 4x8-bit signed dot product */
+    FUL_FEATURE_COOPMAT = 1 << 6,   /* [coopmat] VK_KHR_cooperative_matrix */
+    FUL_FEATURE_COOPMAT2 = 1 << 7,  /* [coopmat2] VK_NV_cooperative_matrix2 */
     FUL_FEATURE_BUFFER_ADDRESS = 1 << 8, /* [address] buffer device addresses */
-    FUL_FEATURE_TIMELINE = 1 << 9,      /* [timeline] timeline semaphores */
-    FUL_FEATURE_TIMESTAMP = 1 << 10,    /* [timestamp] GPU timestamps on the queue used */
+    FUL_FEATURE_TIMELINE = 1 << 9,       /* [timeline] timeline semaphores */
+    FUL_FEATURE_TIMESTAMP = 1 << 10,     /* [timestamp] GPU timestamps on the queue used */
     FUL_FEATURE_MEMORY_BUDGET = 1 << 11, /* [budget] VK_EXT_memory_budget */
     FUL_FEATURE_SUBGROUP_SIZE = 1 << 12, /* [subgroupsize] a required subgroup size can be set */
-    FUL_FEATURE_PORTABILITY = 1 << 13   /* a portability subset (MoltenVK); information only */
+    FUL_FEATURE_PORTABILITY = 1 << 13    /* a portability subset (MoltenVK); information only */
 } ful_feature;
 
 /* What a device has after masking. Zero means absent. */
 typedef struct ful_caps {
-    uint32_t features;                 /* ful_feature bits */
-    uint32_t api_version;              /* as VK_MAKE_API_VERSION */
+    uint32_t features;                                  /* ful_feature bits */
+    uint32_t api_version;                               /* as VK_MAKE_API_VERSION */
     uint32_t subgroup_size, subgroup_min, subgroup_max; /* 1 if subgroups are masked */
-    uint32_t workgroup_invocations;    /* per workgroup */
+    uint32_t workgroup_invocations;                     /* per workgroup */
     uint32_t workgroup_size[3], workgroup_count[3];
-    uint32_t shared_bytes;             /* per workgroup */
+    uint32_t shared_bytes; /* per workgroup */
     uint32_t push_bytes;
-    uint32_t storage_buffers;          /* per shader stage */
-    uint32_t storage_align_bytes;      /* descriptor offset alignment */
+    uint32_t storage_buffers;     /* per shader stage */
+    uint32_t storage_align_bytes; /* descriptor offset alignment */
     uint32_t uniform_align_bytes;
     uint32_t uniform_range_bytes;
-    uint64_t storage_range_bytes;      /* one binding */
-    uint64_t allocation_bytes;         /* one allocation */
+    uint64_t storage_range_bytes; /* one binding */
+    uint64_t allocation_bytes;    /* one allocation */
     uint64_t non_coherent_atom_bytes;
-    uint64_t device_memory_bytes;      /* heaps that are local to the device */
-    uint64_t host_visible_local_bytes; /* of these, what the host can write directly (ReBAR, unified) */
-    double timestamp_period_ns;        /* 0: no timestamps */
-    bool unified_memory;               /* every device-local heap is host-visible */
+    uint64_t device_memory_bytes; /* heaps that are local to the device */
+    uint64_t
+        host_visible_local_bytes; /* of these, what the host can write directly (ReBAR, unified) */
+    double timestamp_period_ns;   /* 0: no timestamps */
+    bool unified_memory;          /* every device-local heap is host-visible */
 } ful_caps;
 
 typedef struct ful_device_info {
@@ -66,8 +67,8 @@ typedef struct ful_device_info {
     char driver[256]; /* driver name and version as text */
     uint8_t uuid[16];
     uint32_t vendor_id, device_id, driver_version;
-    ful_caps caps; /* after FULGUR_CAPS */
-    bool usable;   /* false: below the floor */
+    ful_caps caps;     /* after FULGUR_CAPS */
+    bool usable;       /* false: below the floor */
     char why_not[160]; /* if !usable: which limit or feature falls short, and of what */
 } ful_device_info;
 
@@ -80,24 +81,26 @@ FUL_API const char *ful_device_kind_name(ful_device_kind kind);
 /* Name of one feature bit as in FULGUR_CAPS; NULL for an unknown bit. Static storage. */
 FUL_API const char *ful_feature_name(uint32_t feature);
 
-/* A pipeline cache of the application's own. get fills *bytes with the size of the entry `key`; with
- * data non-NULL copies at most *bytes bytes. Returns false if there is none. */
+/* A pipeline cache of the application's own. get fills *bytes with the size of the entry `key`;
+ * with data non-NULL copies at most *bytes bytes. Returns false if there is none. */
 typedef bool (*ful_cache_get_fn)(void *ctx, const char *key, void *data, size_t *bytes);
 typedef void (*ful_cache_set_fn)(void *ctx, const char *key, const void *data, size_t bytes);
 
 typedef struct ful_device_params {
     size_t struct_size;
-    const uint8_t *uuid;    /* 16 bytes from ful_device_info, or NULL */
-    const char *name_part;  /* part of the name, case ignored, or NULL */
-    const uint32_t *index;  /* into ful_device_list's order, or NULL */
-    uint32_t caps_off;      /* ful_feature bits to pretend absent */
-    const char *caps;       /* like FULGUR_CAPS and applied after it; NULL = none. Comma-separated:
-                             * "-fp16", "-subgroup", ...; "shared=16384", "workgroup=128", "buffers=4",
-                             * "range=1048576", "allocation=N", "push=128", "subgroup_size=N", "memory=N" */
-    uint64_t memory_limit_bytes;  /* 0 = what the driver's budget says */
-    uint32_t max_submit_ms;       /* aim for one submission; 0 = 100; UINT32_MAX = no limit */
-    uint32_t wait_timeout_ms;     /* for one submission; 0 = 30,000; then FUL_ERR_DEVICE_LOST */
-    const char *cache_dir;  /* pipeline cache folder; NULL = the user's cache folder; "" = none */
+    const uint8_t *uuid;   /* 16 bytes from ful_device_info, or NULL */
+    const char *name_part; /* part of the name, case ignored, or NULL */
+    const uint32_t *index; /* into ful_device_list's order, or NULL */
+    uint32_t caps_off;     /* ful_feature bits to pretend absent */
+    const char
+        *caps; /* like FULGUR_CAPS and applied after it; NULL = none. Comma-separated:
+                * "-fp16", "-subgroup", ...; "shared=16384", "workgroup=128", "buffers=4",
+                * "range=1048576", "allocation=N", "push=128", "subgroup_size=N", "memory=N" */
+    uint64_t memory_limit_bytes; /* 0 = what the driver's budget says */
+    uint32_t max_submit_ms;      /* aim for one submission; 0 = 100; UINT32_MAX = no limit */
+    uint32_t wait_timeout_ms; /* for one submission; 0 = 30,000, 600,000 for drivers that run on the
+                               * processor; then FUL_ERR_DEVICE_LOST */
+    const char *cache_dir;    /* pipeline cache folder; NULL = the user's cache folder; "" = none */
     ful_cache_get_fn cache_get; /* instead of a folder; both or neither */
     ful_cache_set_fn cache_set;
     void *cache_ctx;
@@ -105,8 +108,8 @@ typedef struct ful_device_params {
 #define ful_device_params(...)                                                                     \
     (&(ful_device_params){.struct_size = sizeof(ful_device_params), __VA_ARGS__})
 
-/* Opens the device named by uuid, index or name_part; with none of them the best one: discrete, then
- * integrated, then virtual, then CPU, and among equals the one with most memory. Errors:
+/* Opens the device named by uuid, index or name_part; with none of them the best one: discrete,
+ * then integrated, then virtual, then CPU, and among equals the one with most memory. Errors:
  * FUL_ERR_NO_DEVICE (the line lists what is there), FUL_ERR_UNSUPPORTED (below the floor),
  * FUL_ERR_ARGUMENT (FULGUR_CAPS or caps can't be read). */
 FUL_API ful_result ful_device_open(ful_device **out, ful_instance *instance,
