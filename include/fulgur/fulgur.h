@@ -6,7 +6,8 @@
  *
  * General rules
  *  - Every call that can fail returns a ful_result; ful_last_error() then holds one line for this
- *    thread that names the file, tensor, value and limit concerned. Nothing aborts, exits or prints.
+ *    thread that names the file, tensor, value and limit concerned. Nothing aborts, exits or
+ * prints.
  *  - A NULL params pointer and a zero field both mean "default". The params macros set struct_size,
  *    which keeps old binaries working when a struct grows at its end.
  *  - Destroy functions take the address of a handle and set it to NULL; NULL is allowed.
@@ -48,19 +49,19 @@ extern "C" {
 /* Negative values are failures. */
 typedef enum ful_result {
     FUL_OK = 0,
-    FUL_ERR_ARGUMENT = -1,       /* a call's own arguments are wrong */
-    FUL_ERR_HOST_MEMORY = -2,    /* an allocation on the host failed */
-    FUL_ERR_DEVICE_MEMORY = -3,  /* not enough device memory, or over the device's limits */
-    FUL_ERR_DEVICE_LOST = -4,    /* the device was lost or did not answer in time; reopen it */
-    FUL_ERR_UNSUPPORTED = -5,    /* the model, the device or the build lacks something needed */
-    FUL_ERR_IO = -6,             /* a file could not be opened, read, mapped or written */
-    FUL_ERR_FORMAT = -7,         /* a file's content is malformed or contradicts itself */
-    FUL_ERR_CONTEXT_FULL = -8,   /* the session's max_tokens would be exceeded */
-    FUL_ERR_CANCELLED = -9,      /* a callback asked to stop */
-    FUL_ERR_SELFTEST = -10,      /* a device computed a known answer wrongly */
+    FUL_ERR_ARGUMENT = -1,        /* a call's own arguments are wrong */
+    FUL_ERR_HOST_MEMORY = -2,     /* an allocation on the host failed */
+    FUL_ERR_DEVICE_MEMORY = -3,   /* not enough device memory, or over the device's limits */
+    FUL_ERR_DEVICE_LOST = -4,     /* the device was lost or did not answer in time; reopen it */
+    FUL_ERR_UNSUPPORTED = -5,     /* the model, the device or the build lacks something needed */
+    FUL_ERR_IO = -6,              /* a file could not be opened, read, mapped or written */
+    FUL_ERR_FORMAT = -7,          /* a file's content is malformed or contradicts itself */
+    FUL_ERR_CONTEXT_FULL = -8,    /* the session's max_tokens would be exceeded */
+    FUL_ERR_CANCELLED = -9,       /* a callback asked to stop */
+    FUL_ERR_SELFTEST = -10,       /* a device computed a known answer wrongly */
     FUL_ERR_STATE_MISMATCH = -11, /* a saved state belongs to another model */
-    FUL_ERR_NOT_FINITE = -12,    /* a logit became NaN or infinite; the error line names the layer */
-    FUL_ERR_NO_DEVICE = -13      /* no Vulkan loader, driver or matching device */
+    FUL_ERR_NOT_FINITE = -12, /* a logit became NaN or infinite; the error line names the layer */
+    FUL_ERR_NO_DEVICE = -13   /* no Vulkan loader, driver or matching device */
 } ful_result;
 
 /* Version of the library in use, as FUL_VERSION. */
@@ -131,7 +132,8 @@ typedef struct ful_instance_params {
     void *log_ctx;
     ful_log_level log_level; /* threshold; 0 = FUL_LOG_INFO */
     const ful_alloc *alloc;  /* copied; NULL = libc */
-    bool validation; /* enable VK_LAYER_KHRONOS_validation where present; its messages go to the log */
+    bool validation; /* enable VK_LAYER_KHRONOS_validation where present; its messages go to the log
+                      */
     const char *app_name; /* copied; shown to the driver; NULL = "fulgur" */
 } ful_instance_params;
 #define ful_instance_params(...)                                                                   \
@@ -145,8 +147,8 @@ FUL_API ful_result ful_instance_create(ful_instance **out, const ful_instance_pa
 /* Every device, model and session made from the instance must be destroyed first. */
 FUL_API void ful_instance_destroy(ful_instance **instance);
 
-/* Validation errors (core or synchronisation) seen so far; 0 unless params.validation was set or the
- * layer was enabled from outside. */
+/* Validation errors (core or synchronisation) seen so far; 0 unless params.validation was set or
+ * the layer was enabled from outside. */
 FUL_API uint64_t ful_instance_validation_errors(const ful_instance *instance);
 
 #ifdef __cplusplus

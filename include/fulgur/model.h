@@ -10,8 +10,8 @@ extern "C" {
 
 typedef struct ful_model ful_model;
 
-/* How the decay slopes of lightning layers depend on the layer (they differ by up to 1e-5, and for head
- * counts that are no power of two in form). */
+/* How the decay slopes of lightning layers depend on the layer (they differ by up to 1e-5, and for
+ * head counts that are no power of two in form). */
 typedef enum ful_decay {
     FUL_DECAY_DEFAULT = 0, /* ORIG for minimax_text_01 and minimax_m1, HF for minimax */
     FUL_DECAY_ORIG = 1,    /* as the code published with the checkpoints */
@@ -41,23 +41,23 @@ typedef struct ful_model_info {
     int32_t bos_token_id, eos_token_id; /* -1: none given */
     uint32_t tensor_count;              /* that the model uses */
     uint64_t file_bytes, parameter_count;
-    uint64_t active_parameter_count;  /* read for one decoded token; the embedding counts one row */
-    uint64_t weight_bytes;            /* on the device */
-    uint64_t active_weight_bytes;     /* read from memory for one decoded token */
-    uint64_t state_bytes;             /* lightning states of one session */
-    uint64_t kv_bytes_per_token;      /* keys and values of one session, f32; half of it in f16 */
-    ful_type weight_type;             /* of most of the weights */
+    uint64_t active_parameter_count; /* read for one decoded token; the embedding counts one row */
+    uint64_t weight_bytes;           /* on the device */
+    uint64_t active_weight_bytes;    /* read from memory for one decoded token */
+    uint64_t state_bytes;            /* lightning states of one session */
+    uint64_t kv_bytes_per_token;     /* keys and values of one session, f32; half of it in f16 */
+    ful_type weight_type;            /* of most of the weights */
 } ful_model_info;
 
-/* path: a folder with config.json and safetensors, or one .safetensors file beside a config.json. Checks
- * names, shapes and types of all tensors against the config and reads no weights. Errors:
+/* path: a folder with config.json and safetensors, or one .safetensors file beside a config.json.
+ * Checks names, shapes and types of all tensors against the config and reads no weights. Errors:
  * FUL_ERR_IO, FUL_ERR_FORMAT, FUL_ERR_UNSUPPORTED, FUL_ERR_HOST_MEMORY. */
 FUL_API ful_result ful_model_inspect(ful_instance *instance, const char *path, ful_model_info *out);
 
-/* Reads every weight on the host and fails with FUL_ERR_FORMAT at the first NaN or infinity (tensor,
- * index and file in the error line). Cancellable. */
-FUL_API ful_result ful_model_check(ful_instance *instance, const char *path, ful_progress_fn progress,
-                                   void *progress_ctx);
+/* Reads every weight on the host and fails with FUL_ERR_FORMAT at the first NaN or infinity
+ * (tensor, index and file in the error line). Cancellable. */
+FUL_API ful_result ful_model_check(ful_instance *instance, const char *path,
+                                   ful_progress_fn progress, void *progress_ctx);
 
 /* One tensor as ful_model_tensors lists them. Pointers are valid during the call only. */
 typedef struct ful_tensor_info {
@@ -66,18 +66,22 @@ typedef struct ful_tensor_info {
     uint64_t dims[8]; /* slowest first */
     uint64_t bytes;
 } ful_tensor_info;
-typedef bool (*ful_tensor_fn)(void *ctx, const ful_tensor_info *tensor); /* false stops the listing */
-FUL_API ful_result ful_model_tensors(ful_instance *instance, const char *path, ful_tensor_fn fn, void *ctx);
+typedef bool (*ful_tensor_fn)(void *ctx,
+                              const ful_tensor_info *tensor); /* false stops the listing */
+FUL_API ful_result ful_model_tensors(ful_instance *instance, const char *path, ful_tensor_fn fn,
+                                     void *ctx);
 
 typedef struct ful_plan_params {
     size_t struct_size;
-    size_t max_tokens;       /* context of one session; 0 = min(context_length, 4096) */
-    uint32_t chunk_tokens;   /* largest prefill chunk; 0 = 512, less where a binding or the memory is small */
+    size_t max_tokens;     /* context of one session; 0 = min(context_length, 4096) */
+    uint32_t chunk_tokens; /* largest prefill chunk; 0 = 512, less where a binding or the memory is
+                              small */
     ful_precision precision;
     ful_decay decay;
-    uint32_t session_count;  /* sessions to plan memory for; 0 = 1 */
+    uint32_t session_count; /* sessions to plan memory for; 0 = 1 */
 } ful_plan_params;
-#define ful_plan_params(...) (&(ful_plan_params){.struct_size = sizeof(ful_plan_params), __VA_ARGS__})
+#define ful_plan_params(...)                                                                       \
+    (&(ful_plan_params){.struct_size = sizeof(ful_plan_params), __VA_ARGS__})
 
 /* Bytes on the device, known before anything is loaded. */
 typedef struct ful_plan {
@@ -98,11 +102,12 @@ typedef struct ful_plan {
 FUL_API ful_result ful_model_plan(ful_instance *instance, const char *path, ful_device *device,
                                   const ful_plan_params *params, ful_plan *out);
 
-/* Loads the weights onto the device and compiles the pipelines. plan NULL: the default plan. The files are not
- * needed afterwards. Takes as long as reading the files; progress (may be NULL) can cancel. The
- * device must outlive the model. */
-FUL_API ful_result ful_model_load(ful_model **out, ful_device *device, const char *path, const ful_plan *plan,
-                                  ful_progress_fn progress, void *progress_ctx);
+/* Loads the weights onto the device and compiles the pipelines. plan NULL: the default plan. The
+ * files are not needed afterwards. Takes as long as reading the files; progress (may be NULL) can
+ * cancel. The device must outlive the model. */
+FUL_API ful_result ful_model_load(ful_model **out, ful_device *device, const char *path,
+                                  const ful_plan *plan, ful_progress_fn progress,
+                                  void *progress_ctx);
 
 /* All sessions of the model must be gone. */
 FUL_API void ful_model_destroy(ful_model **model);

@@ -8,11 +8,12 @@
 /* Fills in libc's functions where `in` is NULL or zero. */
 ful_alloc mem_functions(const ful_alloc *in);
 
-void *mem_alloc(const ful_alloc *a, size_t bytes);                 /* bytes may be 0: one byte is taken */
-void *mem_zalloc(const ful_alloc *a, size_t count, size_t size);   /* zeroed; NULL if count*size overflows */
-void *mem_array(const ful_alloc *a, size_t count, size_t size);    /* not zeroed; NULL on overflow */
-/* Grows an array of `size`-byte elements to at least `need` elements (doubling); *capacity and *p are
- * untouched on failure, which returns false. */
+void *mem_alloc(const ful_alloc *a, size_t bytes); /* bytes may be 0: one byte is taken */
+void *mem_zalloc(const ful_alloc *a, size_t count,
+                 size_t size); /* zeroed; NULL if count*size overflows */
+void *mem_array(const ful_alloc *a, size_t count, size_t size); /* not zeroed; NULL on overflow */
+/* Grows an array of `size`-byte elements to at least `need` elements (doubling); *capacity and *p
+ * are untouched on failure, which returns false. */
 bool mem_grow(const ful_alloc *a, void **p, size_t *capacity, size_t need, size_t size);
 char *mem_strdup(const ful_alloc *a, const char *text);
 char *mem_strndup(const ful_alloc *a, const char *text, size_t bytes);

@@ -12,8 +12,10 @@ typedef struct file_map {
 ful_result file_map_open(const char *path, file_map *out);
 void file_map_close(file_map *map); /* zeroes *map; a zero map is allowed */
 
-/* Whole file in memory with a zero byte behind it (not counted). FUL_ERR_IO if larger than max_bytes. */
-ful_result file_read(const ful_alloc *a, const char *path, uint64_t max_bytes, char **out, size_t *bytes);
+/* Whole file in memory with a zero byte behind it (not counted). FUL_ERR_IO if larger than
+ * max_bytes. */
+ful_result file_read(const ful_alloc *a, const char *path, uint64_t max_bytes, char **out,
+                     size_t *bytes);
 
 /* Writes a temporary file beside `path` and renames it over `path`. */
 ful_result file_write_atomic(const char *path, const void *data, size_t bytes);

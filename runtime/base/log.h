@@ -10,6 +10,7 @@ typedef struct log_sink {
     ful_log_level level; /* most verbose level that is passed on */
 } log_sink;
 
-void log_write(const log_sink *sink, ful_log_level level, const char *format, ...) PRINTF_LIKE(3, 4);
+void log_write(const log_sink *sink, ful_log_level level, const char *format, ...)
+    PRINTF_LIKE(3, 4);
 
 #endif

@@ -16,8 +16,9 @@ ful_result fail(ful_result result, const char *format, ...) PRINTF_LIKE(2, 3);
 /* Puts "context: " in front of the present error line; keeps `result`. */
 ful_result fail_context(ful_result result, const char *format, ...) PRINTF_LIKE(2, 3);
 
-/* Copies a caller's params struct of any age into `out` (of the library's size), the rest zero; params NULL: all
- * zero. Every such struct begins with its struct_size, which must not be 0. `what` is the struct's name. */
+/* Copies a caller's params struct of any age into `out` (of the library's size), the rest zero;
+ * params NULL: all zero. Every such struct begins with its struct_size, which must not be 0. `what`
+ * is the struct's name. */
 ful_result params_copy(void *out, size_t out_bytes, const void *params, const char *what);
 
 /* Returns from the calling function if `expr` failed. */

@@ -1,4 +1,5 @@
-/* Threads: C11 <threads.h> where it exists, else pthreads (else Win32); only what the library uses. */
+/* Threads: C11 <threads.h> where it exists, else pthreads (else Win32); only what the library uses.
+ */
 #ifndef FULGUR_BASE_THREAD_H
 #define FULGUR_BASE_THREAD_H
 
@@ -14,8 +15,8 @@ void mutex_unlock(mutex *m);
 
 unsigned thread_count(void); /* processors this process may use, at least 1 */
 
-/* Runs fn(ctx, i) for i in [0, n) on up to `threads` threads (the caller's is one); returns when all
- * are done. Falls back to fewer threads if some can't be started. */
+/* Runs fn(ctx, i) for i in [0, n) on up to `threads` threads (the caller's is one); returns when
+ * all are done. Falls back to fewer threads if some can't be started. */
 void parallel_for(unsigned threads, uint32_t n, void (*fn)(void *ctx, uint32_t i), void *ctx);
 
 uint64_t time_ns(void); /* monotonic */

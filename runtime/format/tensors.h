@@ -7,9 +7,9 @@
 enum { TENSOR_MAX_DIMS = 8 };
 
 typedef struct tensor_info {
-    const char *name; /* owned by the file */
-    const char *path; /* the file that holds it */
-    ful_type type;    /* FUL_TYPE_DEFAULT: a type fulgur does not read; type_name says which */
+    const char *name;      /* owned by the file */
+    const char *path;      /* the file that holds it */
+    ful_type type;         /* FUL_TYPE_DEFAULT: a type fulgur does not read; type_name says which */
     const char *type_name; /* as in the file: "BF16", "I32", ... */
     uint32_t n_dims;
     uint64_t dims[TENSOR_MAX_DIMS]; /* slowest first, as torch prints them */
@@ -19,19 +19,20 @@ typedef struct tensor_info {
 
 typedef struct tensor_file tensor_file; /* one file, or several joined by an index */
 
-/* `path`: a .safetensors file, a model.safetensors.index.json, or a folder that holds either. Checks
- * every header: sizes, overlaps, holes, types, names; reads no tensor data. */
+/* `path`: a .safetensors file, a model.safetensors.index.json, or a folder that holds either.
+ * Checks every header: sizes, overlaps, holes, types, names; reads no tensor data. */
 ful_result tensor_file_open(const ful_alloc *a, const char *path, tensor_file **out);
 void tensor_file_close(tensor_file **file);
 
 uint32_t tensor_file_count(const tensor_file *file);
-const tensor_info *tensor_file_at(const tensor_file *file, uint32_t index); /* sorted by name */
+const tensor_info *tensor_file_at(const tensor_file *file, uint32_t index);     /* sorted by name */
 const tensor_info *tensor_file_find(const tensor_file *file, const char *name); /* NULL if absent */
-uint64_t tensor_file_bytes(const tensor_file *file); /* of all files */
+uint64_t tensor_file_bytes(const tensor_file *file);                            /* of all files */
 
 size_t type_bytes(ful_type type); /* 4, 2, 2; 0 for unknown */
 
-/* fp16 and bf16 <-> fp32 (round to nearest even), for the host's reference paths and for packing. */
+/* fp16 and bf16 <-> fp32 (round to nearest even), for the host's reference paths and for packing.
+ */
 float half_to_float(uint16_t h);
 uint16_t float_to_half(float f);
 float bfloat_to_float(uint16_t b);

@@ -1,8 +1,8 @@
 /* The device layer: everything that speaks Vulkan. Other rooms see this header only.
  *
  * A gpu_commands object records dispatches with the ranges they read and write; it places barriers
- * where ranges meet, closes a submission before it would exceed the device's time budget, and can be
- * submitted many times. */
+ * where ranges meet, closes a submission before it would exceed the device's time budget, and can
+ * be submitted many times. */
 #ifndef FULGUR_GPU_GPU_H
 #define FULGUR_GPU_GPU_H
 
@@ -25,19 +25,22 @@ ful_instance *device_instance(const ful_device *device);
 const ful_alloc *device_alloc(const ful_device *device);
 const log_sink *device_log(const ful_device *device);
 const ful_caps *device_caps(const ful_device *device);
-/* True for drivers that run on the processor: lanes are cheap, barriers and shared memory are not. */
+/* True for drivers that run on the processor: lanes are cheap, barriers and shared memory are not.
+ */
 bool device_is_cpu(const ful_device *device);
-/* Largest range one binding of a tensor may have: min(storage_range, allocation, 1 GiB) rounded down
- * to 256 bytes. */
+/* Largest range one binding of a tensor may have: min(storage_range, allocation, 1 GiB) rounded
+ * down to 256 bytes. */
 uint64_t device_window_bytes(const ful_device *device);
 /* Bytes that may still be allocated by the budget and memory_limit_bytes. */
 uint64_t device_free_bytes(const ful_device *device);
 
 /* ---- buffers ---- */
 typedef enum gpu_memory {
-    GPU_MEMORY_DEVICE,  /* weights, activations, states: fastest for the device; mapped if that is free */
+    GPU_MEMORY_DEVICE,  /* weights, activations, states: fastest for the device; mapped if that is
+                           free */
     GPU_MEMORY_HOST,    /* written by the host each step, read by the device; always mapped */
-    GPU_MEMORY_READBACK /* written by the device, read by the host; always mapped, cached if possible */
+    GPU_MEMORY_READBACK /* written by the device, read by the host; always mapped, cached if
+                           possible */
 } gpu_memory;
 
 typedef struct gpu_buffer {
@@ -48,7 +51,7 @@ typedef struct gpu_buffer {
     void *mapped; /* NULL unless host-visible */
     bool coherent;
     uint32_t memory_type; /* index of the Vulkan memory type */
-    const char *name; /* static or owned by the creator; for messages */
+    const char *name;     /* static or owned by the creator; for messages */
 } gpu_buffer;
 
 /* A part of a buffer. Empty (buffer == NULL) means "not there". Offsets are multiples of 256. */
@@ -61,16 +64,22 @@ typedef struct gpu_range {
  * FUL_ERR_DEVICE_MEMORY names the buffer, the bytes asked for and what is free. Contents are
  * undefined. A failed device-local allocation is tried in host-visible memory before it is an error
  * only for GPU_MEMORY_HOST and GPU_MEMORY_READBACK. */
-ful_result gpu_buffer_create(ful_device *device, uint64_t bytes, gpu_memory memory, const char *name,
-                             gpu_buffer *out);
-void gpu_buffer_destroy(ful_device *device, gpu_buffer *buffer); /* zeroes it; a zero one is allowed */
-/* Make host writes visible to the device, or device writes to the host; no-ops on coherent memory. */
-void gpu_buffer_flush(ful_device *device, const gpu_buffer *buffer, uint64_t offset, uint64_t bytes);
-void gpu_buffer_invalidate(ful_device *device, const gpu_buffer *buffer, uint64_t offset, uint64_t bytes);
+ful_result gpu_buffer_create(ful_device *device, uint64_t bytes, gpu_memory memory,
+                             const char *name, gpu_buffer *out);
+void gpu_buffer_destroy(ful_device *device,
+                        gpu_buffer *buffer); /* zeroes it; a zero one is allowed */
+/* Make host writes visible to the device, or device writes to the host; no-ops on coherent memory.
+ */
+void gpu_buffer_flush(ful_device *device, const gpu_buffer *buffer, uint64_t offset,
+                      uint64_t bytes);
+void gpu_buffer_invalidate(ful_device *device, const gpu_buffer *buffer, uint64_t offset,
+                           uint64_t bytes);
 /* Through mapped memory or staging; each waits until the bytes are there. Not for hot paths. Any
  * offset and size that are multiples of 4. The device must not be using the range. */
-ful_result gpu_range_write(ful_device *device, gpu_range dst, uint64_t offset, const void *data, uint64_t bytes);
-ful_result gpu_range_read(ful_device *device, gpu_range src, uint64_t offset, void *data, uint64_t bytes);
+ful_result gpu_range_write(ful_device *device, gpu_range dst, uint64_t offset, const void *data,
+                           uint64_t bytes);
+ful_result gpu_range_read(ful_device *device, gpu_range src, uint64_t offset, void *data,
+                          uint64_t bytes);
 ful_result gpu_range_fill(ful_device *device, gpu_range dst, uint32_t word);
 
 static inline gpu_range gpu_whole(const gpu_buffer *b)
@@ -89,9 +98,10 @@ static inline gpu_range gpu_part(gpu_range r, uint64_t offset, uint64_t bytes)
 typedef struct gpu_upload gpu_upload;
 ful_result gpu_upload_begin(ful_device *device, uint64_t total_bytes, ful_progress_fn progress,
                             void *progress_ctx, gpu_upload **out);
-/* Gives room for `bytes` (at most gpu_upload_max) to be filled before the next call on `u`; they will
- * be copied to dst at `offset`. For mapped destinations the room is the destination itself. */
-ful_result gpu_upload_room(gpu_upload *u, gpu_range dst, uint64_t offset, uint64_t bytes, void **room);
+/* Gives room for `bytes` (at most gpu_upload_max) to be filled before the next call on `u`; they
+ * will be copied to dst at `offset`. For mapped destinations the room is the destination itself. */
+ful_result gpu_upload_room(gpu_upload *u, gpu_range dst, uint64_t offset, uint64_t bytes,
+                           void **room);
 uint64_t gpu_upload_max(const gpu_upload *u); /* 8 MiB or less */
 /* Waits for all copies. Frees *u in every case. */
 ful_result gpu_upload_end(gpu_upload **u);
@@ -109,13 +119,13 @@ typedef struct gpu_tensor {
     uint32_t experts, rows, cols; /* dense: experts = 1 */
     uint64_t row_bytes;           /* stride; a multiple of 16 */
     uint32_t window_count;
-    gpu_window *windows; /* in order of expert, then row */
+    gpu_window *windows;  /* in order of expert, then row */
     gpu_buffer row_scale; /* [experts*rows] f32 powers of two that bring rows into fp16's range when
                            * multiplied; vk == NULL if no row needs one */
 } gpu_tensor;
 
-/* Rows within a window start at (expert - expert0) * row_count + (row - row0), times row_bytes. When
- * an expert is split, every window but its last holds a multiple of 64 rows. */
+/* Rows within a window start at (expert - expert0) * row_count + (row - row0), times row_bytes.
+ * When an expert is split, every window but its last holds a multiple of 64 rows. */
 ful_result gpu_tensor_create(ful_device *device, ful_type type, uint32_t experts, uint32_t rows,
                              uint32_t cols, const char *name, gpu_tensor *out);
 void gpu_tensor_destroy(ful_device *device, gpu_tensor *tensor);
@@ -142,8 +152,8 @@ typedef struct gpu_pipeline_desc {
 
 /* True if the module is in this build and the device has every feature its `needs` names. */
 bool gpu_module_usable(const ful_device *device, const char *module);
-/* Finds or notes down the pipeline; compiles it at once unless a batch is open. FUL_ERR_UNSUPPORTED if the
- * module is not usable. */
+/* Finds or notes down the pipeline; compiles it at once unless a batch is open. FUL_ERR_UNSUPPORTED
+ * if the module is not usable. */
 ful_result gpu_pipeline_get(ful_device *device, const gpu_pipeline_desc *desc, gpu_pipeline **out);
 /* Between begin and end pipelines are only noted down; end compiles them on all processors. */
 void gpu_pipelines_begin(ful_device *device);
@@ -160,9 +170,9 @@ typedef struct gpu_cost {
 typedef struct gpu_dispatch {
     gpu_pipeline *pipeline;
     gpu_range buffers[GPU_MAX_BUFFERS]; /* buffer_count of them; none empty */
-    uint32_t writes;    /* bit i: buffer i is written (only) ... */
-    uint32_t updates;   /* ... or read and written */
-    gpu_range uniform;  /* if the pipeline uses it */
+    uint32_t writes;                    /* bit i: buffer i is written (only) ... */
+    uint32_t updates;                   /* ... or read and written */
+    gpu_range uniform;                  /* if the pipeline uses it */
     const void *push;
     uint32_t groups[3]; /* each within the device's limits (checked) */
     gpu_range indirect; /* if not empty: 3 words of group counts on the device instead of `groups`;
@@ -175,9 +185,11 @@ typedef struct gpu_dispatch {
 typedef enum gpu_commands_flags {
     GPU_COMMANDS_REUSABLE = 1, /* may be submitted more than once */
     GPU_COMMANDS_TIMED = 2,    /* timestamps around every dispatch, if the device has them */
-    GPU_COMMANDS_DRY = 8,   /* nothing is recorded and no buffer needs to exist; dispatches are checked and
-                             * pipelines asked for: how a schedule's pipelines are collected */
-    GPU_COMMANDS_NO_BARRIER = 4 /* tests only: place no barriers, to see that validation reports it */
+    GPU_COMMANDS_DRY =
+        8, /* nothing is recorded and no buffer needs to exist; dispatches are checked and
+            * pipelines asked for: how a schedule's pipelines are collected */
+    GPU_COMMANDS_NO_BARRIER =
+        4 /* tests only: place no barriers, to see that validation reports it */
 } gpu_commands_flags;
 
 ful_result gpu_commands_begin(ful_device *device, uint32_t flags, gpu_commands **out);
@@ -188,12 +200,12 @@ ful_result gpu_commands_fill(gpu_commands *c, gpu_range dst, uint32_t word);
 ful_result gpu_commands_end(gpu_commands *c);
 uint32_t gpu_commands_dispatches(const gpu_commands *c);
 uint32_t gpu_commands_submits(const gpu_commands *c);
-/* Submits everything recorded; returns at once. The previous submission of `c` must have been waited
- * for. */
+/* Submits everything recorded; returns at once. The previous submission of `c` must have been
+ * waited for. */
 ful_result gpu_commands_submit(gpu_commands *c);
-/* Waits for the last submission, each of its parts at most the device's wait_timeout. FUL_ERR_DEVICE_LOST names the
- * first step of the part that did not return. All device writes are then visible to the host (call
- * gpu_buffer_invalidate for non-coherent memory). */
+/* Waits for the last submission, each of its parts at most the device's wait_timeout.
+ * FUL_ERR_DEVICE_LOST names the first step of the part that did not return. All device writes are
+ * then visible to the host (call gpu_buffer_invalidate for non-coherent memory). */
 ful_result gpu_commands_wait(gpu_commands *c);
 void gpu_commands_destroy(gpu_commands **c); /* waits if needed */
 
@@ -203,7 +215,8 @@ typedef struct gpu_time {
     uint64_t ns;
     gpu_cost cost;
 } gpu_time;
-/* GPU_COMMANDS_TIMED, after a wait: one entry a dispatch; *count = 0 if there are no timestamps. Owned by c. */
+/* GPU_COMMANDS_TIMED, after a wait: one entry a dispatch; *count = 0 if there are no timestamps.
+ * Owned by c. */
 ful_result gpu_commands_times(gpu_commands *c, const gpu_time **out, uint32_t *count);
 
 #endif

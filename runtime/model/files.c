@@ -1,4 +1,5 @@
-/* A checkpoint's files against its config: names, shapes, types, and the numbers of ful_model_info. */
+/* A checkpoint's files against its config: names, shapes, types, and the numbers of ful_model_info.
+ */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -89,8 +90,8 @@ void tensor_shape(const model_config *c, tensor_role role, uint64_t *rows, uint6
     }
 }
 
-ful_result tensor_get(const tensor_file *files, const model_config *config, tensor_role role, uint32_t layer,
-                      uint32_t expert, const tensor_info **out)
+ful_result tensor_get(const tensor_file *files, const model_config *config, tensor_role role,
+                      uint32_t layer, uint32_t expert, const tensor_info **out)
 {
     char name[TENSOR_NAME_BYTES];
     role_name(role, layer, expert, name, sizeof name);
@@ -98,12 +99,12 @@ ful_result tensor_get(const tensor_file *files, const model_config *config, tens
     if (!t) {
         uint32_t count = tensor_file_count(files);
         const char *path = count ? tensor_file_at(files, 0)->path : "the checkpoint";
-        return fail(FUL_ERR_FORMAT, "%s: tensor %s is missing (%u tensors in the checkpoint)", path, name,
-                    count);
+        return fail(FUL_ERR_FORMAT, "%s: tensor %s is missing (%u tensors in the checkpoint)", path,
+                    name, count);
     }
     if (t->type == FUL_TYPE_DEFAULT)
-        return fail(FUL_ERR_UNSUPPORTED, "%s: tensor %s has type %s; F32, F16 and BF16 can be read", t->path,
-                    name, t->type_name);
+        return fail(FUL_ERR_UNSUPPORTED, "%s: tensor %s has type %s; F32, F16 and BF16 can be read",
+                    t->path, name, t->type_name);
     uint64_t rows, cols;
     tensor_shape(config, role, &rows, &cols);
     uint32_t dims = cols ? 2 : 1;
@@ -111,26 +112,29 @@ ful_result tensor_get(const tensor_file *files, const model_config *config, tens
         char have[128] = "", want[64];
         size_t at = 0;
         for (uint32_t i = 0; i < t->n_dims && at + 24 < sizeof have; i++)
-            at += (size_t)snprintf(have + at, sizeof have - at, "%s%" PRIu64, i ? ", " : "", t->dims[i]);
+            at += (size_t)snprintf(have + at, sizeof have - at, "%s%" PRIu64, i ? ", " : "",
+                                   t->dims[i]);
         if (cols)
             snprintf(want, sizeof want, "%" PRIu64 ", %" PRIu64, rows, cols);
         else
             snprintf(want, sizeof want, "%" PRIu64, rows);
-        return fail(FUL_ERR_FORMAT, "%s: tensor %s has shape [%s]; the config asks for [%s]", t->path, name,
-                    have, want);
+        return fail(FUL_ERR_FORMAT, "%s: tensor %s has shape [%s]; the config asks for [%s]",
+                    t->path, name, have, want);
     }
     *out = t;
     return FUL_OK;
 }
 
-ful_result tensor_visit(const tensor_file *files, const model_config *config, tensor_visit_fn fn, void *ctx)
+ful_result tensor_visit(const tensor_file *files, const model_config *config, tensor_visit_fn fn,
+                        void *ctx)
 {
     static const tensor_role top[] = {ROLE_EMBEDDING, ROLE_FINAL_NORM, ROLE_HEAD};
-    static const tensor_role lightning[] = {ROLE_INPUT_NORM,     ROLE_POST_NORM,     ROLE_ROUTER,
-                                            ROLE_LIGHTNING_QKV,  ROLE_LIGHTNING_GATE,
-                                            ROLE_LIGHTNING_NORM, ROLE_LIGHTNING_OUT};
-    static const tensor_role softmax[] = {ROLE_INPUT_NORM, ROLE_POST_NORM, ROLE_ROUTER,     ROLE_SOFTMAX_Q,
-                                          ROLE_SOFTMAX_K,  ROLE_SOFTMAX_V, ROLE_SOFTMAX_OUT};
+    static const tensor_role lightning[] = {
+        ROLE_INPUT_NORM,     ROLE_POST_NORM,      ROLE_ROUTER,       ROLE_LIGHTNING_QKV,
+        ROLE_LIGHTNING_GATE, ROLE_LIGHTNING_NORM, ROLE_LIGHTNING_OUT};
+    static const tensor_role softmax[] = {ROLE_INPUT_NORM, ROLE_POST_NORM, ROLE_ROUTER,
+                                          ROLE_SOFTMAX_Q,  ROLE_SOFTMAX_K, ROLE_SOFTMAX_V,
+                                          ROLE_SOFTMAX_OUT};
     const tensor_info *t = NULL;
     for (size_t i = 0; i < sizeof top / sizeof *top; i++) {
         if (top[i] == ROLE_HEAD && config->tied_head)
@@ -167,7 +171,7 @@ ful_result model_check_tensors(const model_config *config, const tensor_file *fi
 typedef struct info_sums {
     const model_config *config;
     ful_model_info *info;
-    uint64_t type_bytes[4]; /* by ful_type */
+    uint64_t type_bytes[4];                   /* by ful_type */
     uint64_t expert_parameters, expert_bytes; /* of all experts */
 } info_sums;
 
@@ -203,7 +207,8 @@ static void info_from_config(const model_config *c, ful_model_info *info)
     memcpy(info->architecture, c->model_type, sizeof info->architecture);
     info->block_count = c->block_count;
     for (uint32_t l = 0; l < c->block_count; l++)
-        *(c->layers[l] == LAYER_LIGHTNING ? &info->lightning_block_count : &info->softmax_block_count) += 1;
+        *(c->layers[l] == LAYER_LIGHTNING ? &info->lightning_block_count
+                                          : &info->softmax_block_count) += 1;
     info->hidden_size = c->hidden_size;
     info->intermediate_size = c->intermediate_size;
     info->vocab_size = c->vocab_size;
@@ -229,11 +234,12 @@ static void info_from_config(const model_config *c, ful_model_info *info)
     info->eos_token_id = c->eos_token_id;
     info->state_bytes =
         (uint64_t)info->lightning_block_count * c->head_count * c->head_dim * c->head_dim * 4;
-    info->kv_bytes_per_token = (uint64_t)info->softmax_block_count * 2 * c->kv_head_count * c->head_dim * 4;
+    info->kv_bytes_per_token =
+        (uint64_t)info->softmax_block_count * 2 * c->kv_head_count * c->head_dim * 4;
 }
 
-ful_result model_open_files(const ful_alloc *a, const char *path, model_config *config, tensor_file **files,
-                            ful_model_info *info)
+ful_result model_open_files(const ful_alloc *a, const char *path, model_config *config,
+                            tensor_file **files, ful_model_info *info)
 {
     *files = NULL;
     TRY(config_load(a, path, config));
@@ -319,8 +325,9 @@ static ful_result check_tensor(void *ctx, tensor_role role, uint32_t layer, cons
     size_t size = type_bytes(t->type);
     for (uint64_t i = 0; i < t->bytes / size; i++)
         if (!value_is_finite(t->type, t->data + i * size))
-            return fail(FUL_ERR_FORMAT, "%s: tensor %s holds a value that is not finite at index %" PRIu64,
-                        t->path, t->name, i);
+            return fail(FUL_ERR_FORMAT,
+                        "%s: tensor %s holds a value that is not finite at index %" PRIu64, t->path,
+                        t->name, i);
     s->done += t->bytes;
     ful_progress p = {FUL_PHASE_READ, s->done, s->total ? s->total : 1};
     if (s->progress && !s->progress(s->progress_ctx, &p))

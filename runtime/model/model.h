@@ -12,7 +12,8 @@ typedef struct model_layer {
     layer_kind kind;
     /* [hidden] f32 */
     gpu_buffer input_norm, post_norm;
-    /* lightning: rows 3*H*D of qkv_proj, then H*D of output_gate; softmax: q, k, v. [rows][hidden] */
+    /* lightning: rows 3*H*D of qkv_proj, then H*D of output_gate; softmax: q, k, v. [rows][hidden]
+     */
     gpu_tensor qkv;
     gpu_buffer lightning_norm; /* lightning: [H*D] f32 */
     gpu_buffer decay;          /* lightning: op_lightning_decay_fill */
@@ -37,8 +38,8 @@ struct ful_model {
 /* The tensor names and shapes a config asks for, against those in the files. */
 ful_result model_check_tensors(const model_config *config, const tensor_file *files);
 /* config_load + tensor_file_open + model_check_tensors + the numbers of ful_model_info. */
-ful_result model_open_files(const ful_alloc *a, const char *path, model_config *config, tensor_file **files,
-                            ful_model_info *info);
+ful_result model_open_files(const ful_alloc *a, const char *path, model_config *config,
+                            tensor_file **files, ful_model_info *info);
 
 /* True if the plan's precision means fp16 variants on this device. */
 static inline bool model_half(const ful_model *m)

@@ -1,4 +1,5 @@
-/* Names of the checkpoint's tensors (model.md's table: the same on the hub and as transformers saves them). */
+/* Names of the checkpoint's tensors (model.md's table: the same on the hub and as transformers
+ * saves them). */
 #ifndef FULGUR_MODEL_NAMES_H
 #define FULGUR_MODEL_NAMES_H
 
@@ -27,15 +28,18 @@ typedef enum tensor_role {
     ROLE_COUNT
 } tensor_role;
 
-/* Finds the tensor and checks type and shape; rows/cols as the config wants them (cols 0: a vector). */
-ful_result tensor_get(const tensor_file *files, const model_config *config, tensor_role role, uint32_t layer,
-                      uint32_t expert, const tensor_info **out);
+/* Finds the tensor and checks type and shape; rows/cols as the config wants them (cols 0: a
+ * vector). */
+ful_result tensor_get(const tensor_file *files, const model_config *config, tensor_role role,
+                      uint32_t layer, uint32_t expert, const tensor_info **out);
 
 /* Rows and columns of a role's matrix; vectors have cols = 0. */
 void tensor_shape(const model_config *config, tensor_role role, uint64_t *rows, uint64_t *cols);
 
 /* Calls fn for every tensor the model uses. */
-typedef ful_result (*tensor_visit_fn)(void *ctx, tensor_role role, uint32_t layer, const tensor_info *tensor);
-ful_result tensor_visit(const tensor_file *files, const model_config *config, tensor_visit_fn fn, void *ctx);
+typedef ful_result (*tensor_visit_fn)(void *ctx, tensor_role role, uint32_t layer,
+                                      const tensor_info *tensor);
+ful_result tensor_visit(const tensor_file *files, const model_config *config, tensor_visit_fn fn,
+                        void *ctx);
 
 #endif

@@ -1,5 +1,6 @@
-/* Weights from files onto the device: types stay as they are in the file, rows are laid out as the ops want
- * them (q, k, v and gate in one matrix; W1 and W3 interleaved), norms and routers become f32. */
+/* Weights from files onto the device: types stay as they are in the file, rows are laid out as the
+ * ops want them (q, k, v and gate in one matrix; W1 and W3 interleaved), norms and routers become
+ * f32. */
 #include "model/weights.h"
 
 #include <inttypes.h>
@@ -98,8 +99,9 @@ static int32_t row_exponent(ful_type type, const uint8_t *row, uint64_t n)
     return top > 0.0f ? ilogbf(top) : INT32_MIN;
 }
 
-/* fp16 products need rows whose values stay within its normal range. bf16 and f32 rows whose largest magnitude
- * is 2^15 or more, or below 2^-8 (small neighbours would become subnormal), get a power of two. */
+/* fp16 products need rows whose values stay within its normal range. bf16 and f32 rows whose
+ * largest magnitude is 2^15 or more, or below 2^-8 (small neighbours would become subnormal), get a
+ * power of two. */
 static float row_scale(int32_t exponent)
 {
     if (exponent == INT32_MIN || (exponent < 15 && exponent >= -8))
@@ -123,16 +125,18 @@ static ful_result load_scales(loader *l, const source *sources, const char *name
     }
     ful_result r = FUL_OK;
     if (needed) {
-        r = gpu_buffer_create(l->model->device, n * sizeof *scales, GPU_MEMORY_DEVICE, name, &t->row_scale);
+        r = gpu_buffer_create(l->model->device, n * sizeof *scales, GPU_MEMORY_DEVICE, name,
+                              &t->row_scale);
         if (r == FUL_OK)
-            r = gpu_range_write(l->model->device, gpu_whole(&t->row_scale), 0, scales, n * sizeof *scales);
+            r = gpu_range_write(l->model->device, gpu_whole(&t->row_scale), 0, scales,
+                                n * sizeof *scales);
     }
     mem_free(l->alloc, scales);
     return r;
 }
 
-static ful_result load_tensor(loader *l, const source *sources, uint32_t experts, bool wide, const char *name,
-                              gpu_tensor *out)
+static ful_result load_tensor(loader *l, const source *sources, uint32_t experts, bool wide,
+                              const char *name, gpu_tensor *out)
 {
     uint32_t rows = 0, cols = (uint32_t)sources[0].parts[0]->dims[1];
     for (uint32_t i = 0; i < sources[0].count; i++)
@@ -143,7 +147,9 @@ static ful_result load_tensor(loader *l, const source *sources, uint32_t experts
         TRY(load_scales(l, sources, name, out));
     uint64_t most = gpu_upload_max(l->upload) / out->row_bytes;
     if (most == 0)
-        return fail(FUL_ERR_UNSUPPORTED, "tensor %s: a row of %" PRIu64 " bytes exceeds the %" PRIu64 " of a staging buffer",
+        return fail(FUL_ERR_UNSUPPORTED,
+                    "tensor %s: a row of %" PRIu64 " bytes exceeds the %" PRIu64
+                    " of a staging buffer",
                     sources[0].parts[0]->name, out->row_bytes, gpu_upload_max(l->upload));
     for (uint32_t w = 0; w < out->window_count; w++) {
         gpu_window *window = &out->windows[w];
@@ -166,8 +172,8 @@ static ful_result load_tensor(loader *l, const source *sources, uint32_t experts
     return FUL_OK;
 }
 
-static ful_result load_role(loader *l, tensor_role role, uint32_t layer, bool wide, const char *name,
-                            gpu_tensor *out)
+static ful_result load_role(loader *l, tensor_role role, uint32_t layer, bool wide,
+                            const char *name, gpu_tensor *out)
 {
     source s = {.count = 1};
     TRY(tensor_get(l->files, &l->model->config, role, layer, 0, &s.parts[0]));
@@ -204,7 +210,8 @@ static ful_result load_experts(loader *l, tensor_role first, tensor_role second,
     return r;
 }
 
-static ful_result load_vector(loader *l, tensor_role role, uint32_t layer, const char *name, gpu_buffer *out)
+static ful_result load_vector(loader *l, tensor_role role, uint32_t layer, const char *name,
+                              gpu_buffer *out)
 {
     const tensor_info *t;
     TRY(tensor_get(l->files, &l->model->config, role, layer, 0, &t));
@@ -213,7 +220,8 @@ static ful_result load_vector(loader *l, tensor_role role, uint32_t layer, const
     if (!values)
         return mem_fail(n * sizeof *values, t->name);
     convert_row(values, FUL_TYPE_F32, t->data, t->type, n);
-    ful_result r = gpu_buffer_create(l->model->device, n * sizeof *values, GPU_MEMORY_DEVICE, name, out);
+    ful_result r =
+        gpu_buffer_create(l->model->device, n * sizeof *values, GPU_MEMORY_DEVICE, name, out);
     if (r == FUL_OK)
         r = gpu_range_write(l->model->device, gpu_whole(out), 0, values, n * sizeof *values);
     mem_free(l->alloc, values);
@@ -262,14 +270,16 @@ static ful_result load_layer(loader *l, uint32_t i)
     return load_experts(l, ROLE_W2, ROLE_W2, i, "w2", &layer->w2);
 }
 
-ful_result weights_load(ful_model *model, const tensor_file *files, ful_progress_fn progress, void *progress_ctx)
+ful_result weights_load(ful_model *model, const tensor_file *files, ful_progress_fn progress,
+                        void *progress_ctx)
 {
     loader l = {.model = model, .alloc = device_alloc(model->device), .files = files};
     uint32_t n = model->config.block_count;
     model->layers = mem_zalloc(l.alloc, n, sizeof *model->layers);
     if (!model->layers)
         return mem_fail(n * sizeof *model->layers, "the layers");
-    TRY(gpu_upload_begin(model->device, model->info.weight_bytes, progress, progress_ctx, &l.upload));
+    TRY(gpu_upload_begin(model->device, model->info.weight_bytes, progress, progress_ctx,
+                         &l.upload));
     ful_result r = load_role(&l, ROLE_EMBEDDING, 0, false, "embedding", &model->embedding);
     if (r == FUL_OK && !model->config.tied_head)
         r = load_role(&l, ROLE_HEAD, 0, false, "head", &model->head);

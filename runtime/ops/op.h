@@ -2,15 +2,17 @@
  * dispatch. No mathematics here; formulas stand at the top of each shader.
  *
  * Conventions
- *  - Activations are f32 [rows][dim], row-major, in device memory, unless an op_activation says half.
+ *  - Activations are f32 [rows][dim], row-major, in device memory, unless an op_activation says
+ * half.
  *  - `rows` is the most rows a recorded step can have (the bucket); the kernels read how many there
- *    are this time from the step parameters, so a recording serves every smaller count. With `fixed`
- *    exactly `rows` are processed whatever the step says.
+ *    are this time from the step parameters, so a recording serves every smaller count. With
+ * `fixed` exactly `rows` are processed whatever the step says.
  *  - Tensors and activations larger than a binding are split by the op into several dispatches.
  *  - Ranges begin at multiples of 256 bytes. Inputs and outputs must not overlap unless said.
  *  - Ops only record (gpu_commands); nothing runs before the commands are submitted.
- *  - Every op has a variant for the floor (Vulkan 1.1, 4 storage buffers, 128 invocations, 16 KiB of
- *    shared memory, no subgroups); ctx->half asks for the fp16 variants where the device has them. */
+ *  - Every op has a variant for the floor (Vulkan 1.1, 4 storage buffers, 128 invocations, 16 KiB
+ * of shared memory, no subgroups); ctx->half asks for the fp16 variants where the device has them.
+ */
 #ifndef FULGUR_OPS_OP_H
 #define FULGUR_OPS_OP_H
 
@@ -32,8 +34,8 @@ typedef struct step_params {
 } step_params;
 enum { STEP_BINDING = 8 };
 
-/* Whether kernels spread over many invocations that share memory (GPUs) or over few that do not (CPU
- * devices, where barriers are dear). */
+/* Whether kernels spread over many invocations that share memory (GPUs) or over few that do not
+ * (CPU devices, where barriers are dear). */
 typedef enum op_shape {
     OP_SHAPE_AUTO = 0, /* by device_is_cpu */
     OP_SHAPE_NARROW = 1,
@@ -54,12 +56,13 @@ static inline bool op_wide(const op_context *ctx)
     return ctx->shape == OP_SHAPE_AUTO ? !device_is_cpu(ctx->device) : ctx->shape == OP_SHAPE_WIDE;
 }
 
-/* True if the device can run the fp16 variants (fp16 arithmetic, 16-bit storage, 6 storage buffers). */
+/* True if the device can run the fp16 variants (fp16 arithmetic, 16-bit storage, 6 storage
+ * buffers). */
 bool op_half_usable(const ful_device *device);
 
-/* A matmul input. f32: data is [rows][stride] floats. half: data is [rows][stride] halves, and row r
- * stands for data * scale[r], scale a power of two chosen so that the row's largest magnitude lies in
- * [2^13, 2^14): no input can leave fp16's range, small ones keep their precision. */
+/* A matmul input. f32: data is [rows][stride] floats. half: data is [rows][stride] halves, and row
+ * r stands for data * scale[r], scale a power of two chosen so that the row's largest magnitude
+ * lies in [2^13, 2^14): no input can leave fp16's range, small ones keep their precision. */
 typedef struct op_activation {
     gpu_range data;
     gpu_range scale; /* half only: [rows] f32 */
@@ -70,7 +73,7 @@ typedef struct op_activation {
 
 /* ---- embed.c: out[r] = table[token[r]]. Tokens outside the table write zeros. ---- */
 typedef struct op_embed_args {
-    gpu_range tokens; /* [rows] u32 */
+    gpu_range tokens;        /* [rows] u32 */
     const gpu_tensor *table; /* [vocab][dim] */
     gpu_range out;           /* [rows][dim] f32 */
     uint32_t rows;
@@ -86,7 +89,8 @@ typedef struct op_norm_args {
     gpu_range weight; /* [dim] f32 */
     float eps;
     uint32_t dim, rows;
-    bool last_row; /* only the last real row (n_rows - 1) is processed; it becomes row 0 of the outputs */
+    bool last_row; /* only the last real row (n_rows - 1) is processed; it becomes row 0 of the
+                      outputs */
     bool fixed;
     gpu_range out;        /* [rows][dim] f32; empty: not wanted (then half must be given) */
     op_activation packed; /* packed.half: also written as halves with scales */
@@ -107,14 +111,15 @@ typedef struct op_gated_norm_args {
 ful_result op_gated_norm(const op_context *ctx, const op_gated_norm_args *args);
 
 /* f32 rows to halves with scales. */
-ful_result op_pack(const op_context *ctx, gpu_range in, const op_activation *out, uint32_t rows, bool fixed);
+ful_result op_pack(const op_context *ctx, gpu_range in, const op_activation *out, uint32_t rows,
+                   bool fixed);
 
 /* ---- matmul.c: out[r][n] = act(sum_k x[r][k] * w[n][k]) ---- */
 typedef enum op_act {
     OP_ACT_NONE = 0,
     OP_ACT_SILU_SIGMOID = 1, /* SiLU for columns below split, sigmoid from there on */
-    OP_ACT_SWIGLU = 2        /* rows 2i (W1) and 2i+1 (W3) of w: out[r][i] = SiLU(even) * odd; half as
-                              * many columns come out */
+    OP_ACT_SWIGLU = 2 /* rows 2i (W1) and 2i+1 (W3) of w: out[r][i] = SiLU(even) * odd; half as
+                       * many columns come out */
 } op_act;
 typedef struct op_matmul_args {
     op_activation x;     /* dim = w->cols */
@@ -138,32 +143,33 @@ typedef struct op_route_args {
 } op_route_args;
 ful_result op_route(const op_context *ctx, const op_route_args *args);
 
-/* z[r] = sum_k weight_rk * W2_e( SiLU(W1_e x_r) * (W3_e x_r) ), e = expert_rk. Few rows: matrix-vector over the
- * pairs. Else: count, sort pairs by expert, grouped matmuls over real tiles only (indirect), combine
- * in the order of k. */
+/* z[r] = sum_k weight_rk * W2_e( SiLU(W1_e x_r) * (W3_e x_r) ), e = expert_rk. Few rows:
+ * matrix-vector over the pairs. Else: count, sort pairs by expert, grouped matmuls over real tiles
+ * only (indirect), combine in the order of k. */
 typedef struct op_moe_args {
-    op_activation x;      /* [rows][dim] */
-    gpu_range routes;     /* as op_route writes them */
+    op_activation x;       /* [rows][dim] */
+    gpu_range routes;      /* as op_route writes them */
     const gpu_tensor *w13; /* [experts][2*width][dim], W1 and W3 rows interleaved */
     const gpu_tensor *w2;  /* [experts][dim][width] */
     uint32_t top_k, rows;
     gpu_range out;     /* [rows][dim] f32 */
     gpu_range scratch; /* op_moe_scratch_bytes */
 } op_moe_args;
-uint64_t op_moe_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t top_k, uint32_t experts,
-                              uint32_t dim, uint32_t width);
+uint64_t op_moe_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t top_k,
+                              uint32_t experts, uint32_t dim, uint32_t width);
 ful_result op_moe(const op_context *ctx, const op_moe_args *args);
 
 /* ---- lightning.c ---- */
-/* Decay factors of one layer, computed in double on the host from its slopes: bytes, then contents for
- * a buffer of that size. */
+/* Decay factors of one layer, computed in double on the host from its slopes: bytes, then contents
+ * for a buffer of that size. */
 uint64_t op_lightning_decay_bytes(const ful_device *device, uint32_t heads, uint32_t head_dim);
 void op_lightning_decay_fill(const ful_device *device, uint32_t heads, uint32_t head_dim,
                              const double *slopes, void *out);
 
 /* Per head: S_t = exp(-s) S_(t-1) + k_t^T v_t ; o_t = q_t S_t, in blocks with the state carried. */
 typedef struct op_lightning_args {
-    gpu_range qkv; /* f32 [rows][qkv_stride], per head q, k, v of head_dim (interleaved by head), after SiLU */
+    gpu_range qkv; /* f32 [rows][qkv_stride], per head q, k, v of head_dim (interleaved by head),
+                      after SiLU */
     uint32_t qkv_stride;
     uint32_t heads, head_dim, rows;
     gpu_range decay;   /* storage buffer filled by op_lightning_decay_fill */
@@ -171,15 +177,17 @@ typedef struct op_lightning_args {
     gpu_range out;     /* f32 [rows][heads*head_dim] */
     gpu_range scratch; /* prefill: op_lightning_scratch_bytes */
 } op_lightning_args;
-uint64_t op_lightning_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t heads, uint32_t head_dim);
+uint64_t op_lightning_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t heads,
+                                    uint32_t head_dim);
 ful_result op_lightning_prefill(const op_context *ctx, const op_lightning_args *args);
 /* One token (row 0). S += expm1(-s) S + k^T v, then q S; each element read and written once. */
 ful_result op_lightning_decode(const op_context *ctx, const op_lightning_args *args);
 
 /* ---- attention.c ---- */
-/* Keys (after RoPE) and values of one softmax layer of one sequence, in windows of tokens. A token is
- * [2 (k, v)][kv_heads][head_dim] f32, or f16 with a power-of-two scale a row: the halves, then
- * [2][kv_heads] f32 that undo the scales, then padding to 16 bytes. Sizes only through op_kv_bytes. */
+/* Keys (after RoPE) and values of one softmax layer of one sequence, in windows of tokens. A token
+ * is [2 (k, v)][kv_heads][head_dim] f32, or f16 with a power-of-two scale a row: the halves, then
+ * [2][kv_heads] f32 that undo the scales, then padding to 16 bytes. Sizes only through op_kv_bytes.
+ */
 typedef struct op_kv {
     ful_type type;
     uint32_t kv_heads, head_dim;
@@ -193,23 +201,26 @@ ful_result op_kv_create(ful_device *device, ful_type type, uint32_t kv_heads, ui
 void op_kv_destroy(ful_device *device, op_kv *kv);
 uint64_t op_kv_bytes(ful_type type, uint32_t kv_heads, uint32_t head_dim, uint64_t tokens);
 
-/* cos, sin of row r's position: f32 [rows][rotary_dim/2][2], written by the host for each step (model.md: angle =
- * fp32(position x fp32 inv_freq), cosine and sine of it in double). */
-void op_rope_table(uint32_t first_position, uint32_t rows, uint32_t rotary_dim, double theta, float *out);
+/* cos, sin of row r's position: f32 [rows][rotary_dim/2][2], written by the host for each step
+ * (model.md: angle = fp32(position x fp32 inv_freq), cosine and sine of it in double). */
+void op_rope_table(uint32_t first_position, uint32_t rows, uint32_t rotary_dim, double theta,
+                   float *out);
 
 typedef struct op_attention_args {
-    gpu_range qkv; /* f32 [rows][qkv_stride]: q heads, then k heads, then v heads; q is rotated in place */
+    gpu_range qkv; /* f32 [rows][qkv_stride]: q heads, then k heads, then v heads; q is rotated in
+                      place */
     uint32_t qkv_stride;
     uint32_t heads, head_dim, rotary_dim, rows;
-    gpu_range rope;  /* op_rope_table */
-    const op_kv *kv; /* rows are appended at step.position; then all kv_tokens keys are attended, causally */
+    gpu_range rope; /* op_rope_table */
+    const op_kv *
+        kv; /* rows are appended at step.position; then all kv_tokens keys are attended, causally */
     gpu_range out;     /* f32 [rows][heads*head_dim] */
     gpu_range scratch; /* op_attention_scratch_bytes */
 } op_attention_args;
-uint64_t op_attention_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t heads, uint32_t head_dim,
-                                    const op_kv *kv);
-/* RoPE, append, online softmax over key blocks; heads that share a KV head share its loads; few rows: split
- * over keys, then merged in fixed order. Scale head_dim^-0.5. */
+uint64_t op_attention_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t heads,
+                                    uint32_t head_dim, const op_kv *kv);
+/* RoPE, append, online softmax over key blocks; heads that share a KV head share its loads; few
+ * rows: split over keys, then merged in fixed order. Scale head_dim^-0.5. */
 ful_result op_attention(const op_context *ctx, const op_attention_args *args);
 
 /* ---- sample.c ---- */

@@ -1,5 +1,5 @@
-/* Activation slots in one arena, by lifetime: largest first, each at the lowest offset that is free during its
- * whole life. */
+/* Activation slots in one arena, by lifetime: largest first, each at the lowest offset that is free
+ * during its whole life. */
 #include "schedule/steps.h"
 
 enum { SLOT_ALIGN = 256 }; /* the largest offset alignment a device may ask for */
@@ -10,7 +10,8 @@ static bool lives_overlap(const slot *a, const slot *b)
 }
 
 /* Lowest offset for `s` clear of the placed slots it lives together with. */
-static uint64_t lowest_offset(const step_list *list, const uint32_t *order, size_t placed, const slot *s)
+static uint64_t lowest_offset(const step_list *list, const uint32_t *order, size_t placed,
+                              const slot *s)
 {
     uint64_t at = 0;
     for (bool moved = true; moved;) {

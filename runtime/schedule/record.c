@@ -192,7 +192,8 @@ ful_result record_step(const recorder *r, gpu_commands *commands, const step *s)
     return FUL_OK;
 }
 
-bool record_output(const recorder *r, const step *s, gpu_range *range, uint32_t *rows, uint32_t *columns)
+bool record_output(const recorder *r, const step *s, gpu_range *range, uint32_t *rows,
+                   uint32_t *columns)
 {
     *rows = s->last_row || s->one_row ? 1 : r->list->rows;
     *columns = s->out.dim;

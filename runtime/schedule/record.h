@@ -14,6 +14,7 @@ typedef struct recorder {
 ful_result record_step(const recorder *r, gpu_commands *commands, const step *s);
 
 /* Where a step's f32 output is; false if it has none (packed halves, copies). */
-bool record_output(const recorder *r, const step *s, gpu_range *range, uint32_t *rows, uint32_t *columns);
+bool record_output(const recorder *r, const step *s, gpu_range *range, uint32_t *rows,
+                   uint32_t *columns);
 
 #endif

@@ -41,7 +41,8 @@ static step_source source_of_model(const ful_model *model, uint32_t kv_tokens)
 }
 
 /* The bucket's prefill steps with logits of all rows hold every slot that any other kind has. */
-static ful_result measure(const step_source *source, uint32_t rows, uint64_t *arena, uint64_t *largest)
+static ful_result measure(const step_source *source, uint32_t rows, uint64_t *arena,
+                          uint64_t *largest)
 {
     static const schedule_kind kinds[] = {SCHEDULE_PREFILL, SCHEDULE_PREFILL_ALL};
     *arena = *largest = 0;
@@ -76,7 +77,8 @@ ful_result schedule_arena_bytes(const schedule_shape *shape, uint32_t rows, uint
     return largest_arena(&source, rows, arena_bytes);
 }
 
-ful_result schedule_arena_bytes_of(const ful_model *model, uint32_t rows, uint32_t kv_tokens, uint64_t *arena_bytes)
+ful_result schedule_arena_bytes_of(const ful_model *model, uint32_t rows, uint32_t kv_tokens,
+                                   uint64_t *arena_bytes)
 {
     step_source source = source_of_model(model, kv_tokens);
     return largest_arena(&source, rows, arena_bytes);
@@ -113,8 +115,9 @@ static ful_result record_all(const recorder *r, gpu_commands *commands)
     return gpu_commands_end(commands);
 }
 
-ful_result schedule_create(const ful_model *model, schedule_kind kind, uint32_t rows, const schedule_io *io,
-                           const sequence_state *state, bool sample, bool timed, schedule **out)
+ful_result schedule_create(const ful_model *model, schedule_kind kind, uint32_t rows,
+                           const schedule_io *io, const sequence_state *state, bool sample,
+                           bool timed, schedule **out)
 {
     const ful_alloc *a = device_alloc(model->device);
     *out = NULL;
@@ -124,8 +127,9 @@ ful_result schedule_create(const ful_model *model, schedule_kind kind, uint32_t 
     schedule *s = mem_zalloc(a, 1, sizeof *s);
     ful_result r = s ? FUL_OK : mem_fail(sizeof *s, "a schedule");
     if (r == FUL_OK && list.arena_bytes > io->arena.bytes)
-        r = fail(FUL_ERR_DEVICE_MEMORY, "a step of %u rows needs %llu bytes of activations; the session has %llu",
-                 rows, (unsigned long long)list.arena_bytes, (unsigned long long)io->arena.bytes);
+        r = fail(FUL_ERR_DEVICE_MEMORY,
+                 "a step of %u rows needs %llu bytes of activations; the session has %llu", rows,
+                 (unsigned long long)list.arena_bytes, (unsigned long long)io->arena.bytes);
     if (r == FUL_OK) {
         s->device = model->device;
         s->rows = rows;
@@ -185,8 +189,9 @@ static ful_result run_one(const recorder *r, const step *s, const schedule_tap *
     return result;
 }
 
-ful_result schedule_run_tapped(const ful_model *model, schedule_kind kind, uint32_t rows, const schedule_io *io,
-                               const sequence_state *state, const schedule_tap *tap)
+ful_result schedule_run_tapped(const ful_model *model, schedule_kind kind, uint32_t rows,
+                               const schedule_io *io, const sequence_state *state,
+                               const schedule_tap *tap)
 {
     step_source source = source_of_model(model, state_capacity(model, state));
     step_list list;
@@ -256,7 +261,8 @@ static ful_result imagine_state(const ful_model *model, uint32_t kv_tokens, sequ
         if (!kv->windows)
             return mem_fail(kv->window_count * sizeof *kv->windows, "a dry run");
         for (uint32_t w = 0; w < kv->window_count; w++)
-            kv->windows[w] = imagined(op_kv_bytes(kv->type, kv->kv_heads, kv->head_dim, kv->window_tokens));
+            kv->windows[w] =
+                imagined(op_kv_bytes(kv->type, kv->kv_heads, kv->head_dim, kv->window_tokens));
     }
     return FUL_OK;
 }
@@ -270,7 +276,8 @@ static void forget_state(const ful_model *model, sequence_state *state)
     mem_free(a, state->kv);
 }
 
-ful_result schedule_warm(const ful_model *model, uint32_t kv_tokens, ful_progress_fn progress, void *ctx)
+ful_result schedule_warm(const ful_model *model, uint32_t kv_tokens, ful_progress_fn progress,
+                         void *ctx)
 {
     sequence_state state = {0};
     gpu_pipelines_begin(model->device);
@@ -279,7 +286,8 @@ ful_result schedule_warm(const ful_model *model, uint32_t kv_tokens, ful_progres
         r = collect(model, SCHEDULE_DECODE, 1, false, &state);
     if (r == FUL_OK && !device_is_cpu(model->device))
         r = collect(model, SCHEDULE_DECODE, 1, true, &state);
-    for (uint32_t i = 1; i < BUCKET_COUNT && buckets[i] <= model->plan.chunk_tokens && r == FUL_OK; i++)
+    for (uint32_t i = 1; i < BUCKET_COUNT && buckets[i] <= model->plan.chunk_tokens && r == FUL_OK;
+         i++)
         r = collect(model, SCHEDULE_PREFILL, buckets[i], false, &state);
     ful_result built = gpu_pipelines_end(model->device, r == FUL_OK ? progress : NULL, ctx);
     forget_state(model, &state);

@@ -1,5 +1,5 @@
-/* The layer schedule: for one session and one bucket of rows, the steps of all layers, their buffers placed by
- * lifetime in one arena, recorded once and replayed. */
+/* The layer schedule: for one session and one bucket of rows, the steps of all layers, their
+ * buffers placed by lifetime in one arena, recorded once and replayed. */
 #ifndef FULGUR_SCHEDULE_SCHEDULE_H
 #define FULGUR_SCHEDULE_SCHEDULE_H
 
@@ -13,31 +13,32 @@ typedef struct sequence_state {
 
 /* What a session shares among its schedules. */
 typedef struct schedule_io {
-    gpu_buffer step;   /* host: step_params */
-    gpu_buffer tokens; /* host: u32 [max rows] */
-    gpu_buffer rope;   /* host: f32 [max rows][rotary_dim/2][2] */
+    gpu_buffer step;     /* host: step_params */
+    gpu_buffer tokens;   /* host: u32 [max rows] */
+    gpu_buffer rope;     /* host: f32 [max rows][rotary_dim/2][2] */
     gpu_buffer logits;   /* device: f32 [logits_rows][vocab] */
     gpu_buffer readback; /* readback: the same */
-    gpu_buffer sampled; /* readback: u32 token, u32 flags */
-    gpu_buffer arena;  /* activations: plan_memory's bytes of the largest bucket */
+    gpu_buffer sampled;  /* readback: u32 token, u32 flags */
+    gpu_buffer arena;    /* activations: plan_memory's bytes of the largest bucket */
     uint32_t logits_rows;
 } schedule_io;
 
 typedef enum schedule_kind {
-    SCHEDULE_DECODE = 0,  /* one row, logits of it */
-    SCHEDULE_PREFILL = 1, /* a chunk, logits of its last row */
+    SCHEDULE_DECODE = 0,      /* one row, logits of it */
+    SCHEDULE_PREFILL = 1,     /* a chunk, logits of its last row */
     SCHEDULE_PREFILL_ALL = 2, /* a chunk, logits of all rows (at most logits_rows of them a step) */
     SCHEDULE_PREFILL_NONE = 3 /* a chunk that is not the last of its prompt: no logits */
 } schedule_kind;
 
 typedef struct schedule schedule;
 
-/* Tests only: called after each step has finished, with a host-readable view of what it wrote (gpu_range_read); it may
- * also overwrite it (routing injection). */
+/* Tests only: called after each step has finished, with a host-readable view of what it wrote
+ * (gpu_range_read); it may also overwrite it (routing injection). */
 typedef struct schedule_tap {
     /* name: "embed", "norm1", "qkv", "mixer", "attn", "norm2", "router", "routes", "moe", "final",
      * "logits"; rows * columns f32 (routes: {u32, f32} pairs) at `range`. */
-    ful_result (*fn)(void *ctx, const char *name, int32_t layer, gpu_range range, uint32_t rows, uint32_t columns);
+    ful_result (*fn)(void *ctx, const char *name, int32_t layer, gpu_range range, uint32_t rows,
+                     uint32_t columns);
     void *ctx;
 } schedule_tap;
 
@@ -56,22 +57,27 @@ typedef struct schedule_shape {
 /* Bytes of the arena for a bucket of rows, without recording anything. */
 ful_result schedule_arena_bytes(const schedule_shape *shape, uint32_t rows, uint64_t *arena_bytes);
 /* The same for a loaded model, whose weights may be of several types. */
-ful_result schedule_arena_bytes_of(const ful_model *model, uint32_t rows, uint32_t kv_tokens, uint64_t *arena_bytes);
-/* Largest bucket, at most `wanted`, whose activations each fit one binding and whose arena fits one allocation. */
+ful_result schedule_arena_bytes_of(const ful_model *model, uint32_t rows, uint32_t kv_tokens,
+                                   uint64_t *arena_bytes);
+/* Largest bucket, at most `wanted`, whose activations each fit one binding and whose arena fits one
+ * allocation. */
 ful_result schedule_max_rows(const schedule_shape *shape, uint32_t wanted, uint32_t *rows);
 
 /* sample: the last step draws a token into io->sampled and no logits are copied to io->readback. */
-ful_result schedule_create(const ful_model *model, schedule_kind kind, uint32_t rows, const schedule_io *io,
-                           const sequence_state *state, bool sample, bool timed, schedule **out);
+ful_result schedule_create(const ful_model *model, schedule_kind kind, uint32_t rows,
+                           const schedule_io *io, const sequence_state *state, bool sample,
+                           bool timed, schedule **out);
 void schedule_destroy(schedule **s);
 uint32_t schedule_rows(const schedule *s);
 gpu_commands *schedule_commands(schedule *s); /* to submit, wait, and for times and counts */
 
 /* The same steps, each submitted alone, with the tap after each. */
-ful_result schedule_run_tapped(const ful_model *model, schedule_kind kind, uint32_t rows, const schedule_io *io,
-                               const sequence_state *state, const schedule_tap *tap);
+ful_result schedule_run_tapped(const ful_model *model, schedule_kind kind, uint32_t rows,
+                               const schedule_io *io, const sequence_state *state,
+                               const schedule_tap *tap);
 
 /* Compiles every pipeline that sessions of this model will use. */
-ful_result schedule_warm(const ful_model *model, uint32_t kv_tokens, ful_progress_fn progress, void *ctx);
+ful_result schedule_warm(const ful_model *model, uint32_t kv_tokens, ful_progress_fn progress,
+                         void *ctx);
 
 #endif

@@ -1,13 +1,15 @@
 /* The steps of one pass through the model.
  *
- * Every sub-layer's residual is its normalised input (model.md's post-norm form), so the stream is never stored
- * un-normalised: a norm step reads the last normalised value and the sub-layer's output and forms
- * alpha*a + beta*b on the way. */
+ * Every sub-layer's residual is its normalised input (model.md's post-norm form), so the stream is
+ * never stored un-normalised: a norm step reads the last normalised value and the sub-layer's
+ * output and forms alpha*a + beta*b on the way. */
 #include "schedule/steps.h"
 
 #include <string.h>
 
-enum { HALF_MIN_ROWS = 9 }; /* fewer rows run as matrix-vector products, which read f32 activations */
+enum {
+    HALF_MIN_ROWS = 9
+}; /* fewer rows run as matrix-vector products, which read f32 activations */
 
 typedef struct builder {
     const step_source *source;
@@ -23,7 +25,8 @@ static int32_t new_slot(builder *b, uint64_t bytes)
     step_list *l = b->list;
     if (bytes == 0 || b->failed != FUL_OK)
         return NO_SLOT;
-    if (!mem_grow(l->alloc, (void **)&l->slots, &l->slot_capacity, l->slot_count + 1, sizeof *l->slots)) {
+    if (!mem_grow(l->alloc, (void **)&l->slots, &l->slot_capacity, l->slot_count + 1,
+                  sizeof *l->slots)) {
         b->failed = mem_fail((l->slot_count + 1) * sizeof *l->slots, "the schedule's slots");
         return NO_SLOT;
     }
@@ -54,7 +57,8 @@ static void add(builder *b, step s)
     step_list *l = b->list;
     if (b->failed != FUL_OK)
         return;
-    if (!mem_grow(l->alloc, (void **)&l->steps, &l->step_capacity, l->step_count + 1, sizeof *l->steps)) {
+    if (!mem_grow(l->alloc, (void **)&l->steps, &l->step_capacity, l->step_count + 1,
+                  sizeof *l->steps)) {
         b->failed = mem_fail((l->step_count + 1) * sizeof *l->steps, "the schedule's steps");
         return;
     }
@@ -93,8 +97,8 @@ typedef struct residual {
     double alpha, beta;
 } residual;
 
-static value add_norm(builder *b, const char *name, int32_t layer, const residual *r, const gpu_buffer *weight,
-                      double eps, bool half, bool last_row)
+static value add_norm(builder *b, const char *name, int32_t layer, const residual *r,
+                      const gpu_buffer *weight, double eps, bool half, bool last_row)
 {
     uint32_t rows = last_row ? 1 : b->list->rows;
     value out = new_value(b, rows, b->source->config->hidden_size);
@@ -115,8 +119,8 @@ static value add_norm(builder *b, const char *name, int32_t layer, const residua
     return out;
 }
 
-static value add_matmul(builder *b, const char *name, int32_t layer, value in, const gpu_tensor *w, uint32_t dim,
-                        op_act act, uint32_t split)
+static value add_matmul(builder *b, const char *name, int32_t layer, value in, const gpu_tensor *w,
+                        uint32_t dim, op_act act, uint32_t split)
 {
     value out = new_value(b, b->list->rows, dim);
     if (!wants_half(b, w))
@@ -141,10 +145,11 @@ static value add_lightning(builder *b, uint32_t i, value n, const model_layer *l
 {
     const model_config *c = b->source->config;
     uint32_t inner = c->head_count * c->head_dim, rows = b->list->rows;
-    value p = add_matmul(b, "qkv", (int32_t)i, n, layer ? &layer->qkv : NULL, 4 * inner, OP_ACT_SILU_SIGMOID,
-                         3 * inner);
+    value p = add_matmul(b, "qkv", (int32_t)i, n, layer ? &layer->qkv : NULL, 4 * inner,
+                         OP_ACT_SILU_SIGMOID, 3 * inner);
     value o = new_value(b, rows, inner);
-    uint64_t scratch = rows == 1 ? 0 : op_lightning_scratch_bytes(&b->ctx, rows, c->head_count, c->head_dim);
+    uint64_t scratch =
+        rows == 1 ? 0 : op_lightning_scratch_bytes(&b->ctx, rows, c->head_count, c->head_dim);
     add(b, (step){.kind = STEP_LIGHTNING,
                   .name = "mixer",
                   .layer = (int32_t)i,
@@ -173,15 +178,18 @@ static value add_lightning(builder *b, uint32_t i, value n, const model_layer *l
 static value add_attention(builder *b, uint32_t i, value n, const model_layer *layer)
 {
     const model_config *c = b->source->config;
-    uint32_t inner = c->head_count * c->head_dim, kv = c->kv_head_count * c->head_dim, rows = b->list->rows;
-    value p = add_matmul(b, "qkv", (int32_t)i, n, layer ? &layer->qkv : NULL, inner + 2 * kv, OP_ACT_NONE, 0);
+    uint32_t inner = c->head_count * c->head_dim, kv = c->kv_head_count * c->head_dim,
+             rows = b->list->rows;
+    value p = add_matmul(b, "qkv", (int32_t)i, n, layer ? &layer->qkv : NULL, inner + 2 * kv,
+                         OP_ACT_NONE, 0);
     value o = new_value(b, rows, inner);
     op_kv shape = {.type = b->list->half ? FUL_TYPE_F16 : FUL_TYPE_F32,
                    .kv_heads = c->kv_head_count,
                    .head_dim = c->head_dim,
                    .capacity_tokens = b->source->kv_tokens};
     op_kv_layout(b->source->device, &shape);
-    uint64_t scratch = op_attention_scratch_bytes(&b->ctx, rows, c->head_count, c->head_dim, &shape);
+    uint64_t scratch =
+        op_attention_scratch_bytes(&b->ctx, rows, c->head_count, c->head_dim, &shape);
     add(b, (step){.kind = STEP_ATTENTION,
                   .name = "mixer",
                   .layer = (int32_t)i,
@@ -215,12 +223,14 @@ static void add_layer(builder *b, uint32_t i, residual *r)
     value h = lightning ? add_lightning(b, i, n, layer) : add_attention(b, i, n, layer);
     if (b->list->kind == SCHEDULE_PREFILL_NONE && i + 1 == c->block_count)
         return; /* states and keys are all that later tokens see of these */
-    value y = add_matmul(b, "attn", (int32_t)i, h, layer ? &layer->out : NULL, c->hidden_size, OP_ACT_NONE, 0);
+    value y = add_matmul(b, "attn", (int32_t)i, h, layer ? &layer->out : NULL, c->hidden_size,
+                         OP_ACT_NONE, 0);
     residual after = {n, y, lightning ? c->alpha_lightning : c->alpha_softmax,
                       lightning ? c->beta_lightning : c->beta_softmax};
 
     bool half = wants_half(b, layer ? &layer->w13 : NULL);
-    value m = add_norm(b, "norm2", (int32_t)i, &after, layer ? &layer->post_norm : NULL, c->norm_eps, half, false);
+    value m = add_norm(b, "norm2", (int32_t)i, &after, layer ? &layer->post_norm : NULL,
+                       c->norm_eps, half, false);
     value m32 = {m.data, NO_SLOT, NO_SLOT, m.dim};
     /* The router always reads f32: a flipped expert costs more than any rounding. */
     value logits = new_value(b, rows, c->expert_count);
@@ -242,8 +252,8 @@ static void add_layer(builder *b, uint32_t i, residual *r)
                   .scratch = NO_SLOT});
     value z = new_value(b, rows, c->hidden_size);
     value x = half ? (value){NO_SLOT, m.half, m.scale, m.dim} : m32;
-    uint64_t scratch = op_moe_scratch_bytes(&b->ctx, rows, c->top_k, c->expert_count, c->hidden_size,
-                                            c->intermediate_size);
+    uint64_t scratch = op_moe_scratch_bytes(&b->ctx, rows, c->top_k, c->expert_count,
+                                            c->hidden_size, c->intermediate_size);
     add(b, (step){.kind = STEP_MOE,
                   .name = "moe",
                   .layer = (int32_t)i,
@@ -263,7 +273,8 @@ static void add_head(builder *b, const residual *r, bool sample)
     bool last = b->list->kind != SCHEDULE_PREFILL_ALL;
     const gpu_tensor *head = model ? model_head(model) : NULL;
     bool half = !last && wants_half(b, head);
-    value f = add_norm(b, "final", -1, r, model ? &model->final_norm : NULL, c->norm_eps, half, last);
+    value f =
+        add_norm(b, "final", -1, r, model ? &model->final_norm : NULL, c->norm_eps, half, last);
     if (half)
         f.data = NO_SLOT;
     add(b, (step){.kind = STEP_MATMUL,
@@ -282,15 +293,18 @@ static void add_head(builder *b, const residual *r, bool sample)
                 .in = nothing,
                 .in2 = nothing,
                 .out = nothing,
-                .scratch = sample ? new_slot(b, op_sample_scratch_bytes(&b->ctx, c->vocab_size)) : NO_SLOT,
+                .scratch =
+                    sample ? new_slot(b, op_sample_scratch_bytes(&b->ctx, c->vocab_size)) : NO_SLOT,
                 .one_row = last};
     add(b, end);
 }
 
-ful_result steps_build(const step_source *source, schedule_kind kind, uint32_t rows, bool sample, step_list *out)
+ful_result steps_build(const step_source *source, schedule_kind kind, uint32_t rows, bool sample,
+                       step_list *out)
 {
     const model_config *c = source->config;
-    *out = (step_list){.alloc = device_alloc(source->device), .rows = rows, .kind = kind, .half = source->half};
+    *out = (step_list){
+        .alloc = device_alloc(source->device), .rows = rows, .kind = kind, .half = source->half};
     builder b = {.source = source,
                  .list = out,
                  .ctx = {.device = source->device,

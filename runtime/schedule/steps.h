@@ -1,4 +1,5 @@
-/* The schedule's own form: steps that name activation slots, and slots placed in the arena by lifetime. */
+/* The schedule's own form: steps that name activation slots, and slots placed in the arena by
+ * lifetime. */
 #ifndef FULGUR_SCHEDULE_STEPS_H
 #define FULGUR_SCHEDULE_STEPS_H
 
@@ -16,7 +17,7 @@ typedef enum step_kind {
     STEP_PACK,
     STEP_ROUTE,
     STEP_MOE,
-    STEP_COPY,  /* logits to the readback buffer */
+    STEP_COPY, /* logits to the readback buffer */
     STEP_SAMPLE
 } step_kind;
 
@@ -30,12 +31,12 @@ typedef struct step {
     step_kind kind;
     const char *name; /* as the tap sees it */
     int32_t layer;
-    value in;         /* what the op reads: x, qkv, o ... */
-    value in2;        /* second operand of norms (b), gate, routes of the MoE */
+    value in;  /* what the op reads: x, qkv, o ... */
+    value in2; /* second operand of norms (b), gate, routes of the MoE */
     value out;
     int32_t scratch;
     float alpha, beta, eps;
-    const gpu_buffer *vector;  /* norm weights, decay */
+    const gpu_buffer *vector; /* norm weights, decay */
     const gpu_tensor *weights, *weights2;
     op_act act;
     uint32_t split;
@@ -73,10 +74,12 @@ typedef struct step_source {
     uint32_t kv_tokens;
 } step_source;
 
-ful_result steps_build(const step_source *source, schedule_kind kind, uint32_t rows, bool sample, step_list *out);
+ful_result steps_build(const step_source *source, schedule_kind kind, uint32_t rows, bool sample,
+                       step_list *out);
 void steps_free(step_list *list);
 
-/* Gives every slot an offset such that slots alive at the same time do not overlap; sets arena_bytes. */
+/* Gives every slot an offset such that slots alive at the same time do not overlap; sets
+ * arena_bytes. */
 ful_result slots_place(step_list *list);
 
 #endif

@@ -1,5 +1,5 @@
-/* Which layer first produced a value that is not finite: the tokens are replayed step by step. Slow, and only done
- * once something is wrong, so that no kernel pays for looking. */
+/* Which layer first produced a value that is not finite: the tokens are replayed step by step.
+ * Slow, and only done once something is wrong, so that no kernel pays for looking. */
 #include <math.h>
 
 #include "session/session.h"
@@ -14,7 +14,8 @@ typedef struct search {
     size_t capacity;
 } search;
 
-static ful_result look(void *ctx, const char *name, int32_t layer, gpu_range range, uint32_t rows, uint32_t columns)
+static ful_result look(void *ctx, const char *name, int32_t layer, gpu_range range, uint32_t rows,
+                       uint32_t columns)
 {
     search *f = ctx;
     ful_session *s = f->session;
@@ -71,15 +72,18 @@ ful_result session_explain(ful_session *s)
     if (r != FUL_OK)
         return r;
     if (!f.name)
-        return fail(FUL_ERR_NOT_FINITE, "logits are not finite after token %zu, yet a replay of all tokens is finite: "
-                                        "the device or its driver computes unreliably",
+        return fail(FUL_ERR_NOT_FINITE,
+                    "logits are not finite after token %zu, yet a replay of all tokens is finite: "
+                    "the device or its driver computes unreliably",
                     s->token_count);
     size_t position = f.chunk_start + f.row;
     if (f.layer < 0)
-        return fail(FUL_ERR_NOT_FINITE, "logits are not finite; the first such value came from the %s step, token "
-                                        "position %zu (token %d), column %zu",
+        return fail(FUL_ERR_NOT_FINITE,
+                    "logits are not finite; the first such value came from the %s step, token "
+                    "position %zu (token %d), column %zu",
                     f.name, position, s->tokens[position], f.column);
-    return fail(FUL_ERR_NOT_FINITE, "logits are not finite; the first such value came from layer %d (%s), token "
-                                    "position %zu (token %d), column %zu",
+    return fail(FUL_ERR_NOT_FINITE,
+                "logits are not finite; the first such value came from layer %d (%s), token "
+                "position %zu (token %d), column %zu",
                 f.layer, f.name, position, s->tokens[position], f.column);
 }

@@ -30,17 +30,19 @@ static bool is_stop(const stop_list *stops, int32_t token)
 }
 
 /* Feeds `token` and draws the next one on the device: logits never reach the host. */
-static ful_result decode_and_sample(ful_session *s, int32_t token, const ful_sampler_params *p, int32_t *next)
+static ful_result decode_and_sample(ful_session *s, int32_t token, const ful_sampler_params *p,
+                                    int32_t *next)
 {
     uint64_t start = time_ns(), waited = s->wait_ns;
     TRY(session_check_tokens(s, &token, 1));
-    session_step step = {.kind = SCHEDULE_DECODE,
-                         .sample = true,
-                         .params = {.temperature = p->temperature,
-                                    .top_k = p->top_k,
-                                    .top_p = p->top_p > 0.0f ? p->top_p : 1.0f,
-                                    .min_p = p->min_p,
-                                    .uniform = (float)sampler_uniform(p->seed, s->token_count + 1)}};
+    session_step step = {
+        .kind = SCHEDULE_DECODE,
+        .sample = true,
+        .params = {.temperature = p->temperature,
+                   .top_k = p->top_k,
+                   .top_p = p->top_p > 0.0f ? p->top_p : 1.0f,
+                   .min_p = p->min_p,
+                   .uniform = (float)sampler_uniform(p->seed, s->token_count + 1)}};
     TRY(session_run(s, &token, 1, &step));
     TRY(session_append(s, &token, 1));
     uint32_t drawn[2];
@@ -56,8 +58,8 @@ static ful_result decode_and_sample(ful_session *s, int32_t token, const ful_sam
     return FUL_OK;
 }
 
-static ful_result next_token(ful_session *s, int32_t token, const ful_sampler_params *p, bool on_device,
-                             int32_t *next)
+static ful_result next_token(ful_session *s, int32_t token, const ful_sampler_params *p,
+                             bool on_device, int32_t *next)
 {
     if (on_device)
         return decode_and_sample(s, token, p, next);
@@ -65,8 +67,8 @@ static ful_result next_token(ful_session *s, int32_t token, const ful_sampler_pa
     return ful_sample(s, p, next);
 }
 
-ful_result ful_generate(ful_session *session, const ful_generate_params *params, ful_token_fn fn, void *ctx,
-                        ful_stop *stop)
+ful_result ful_generate(ful_session *session, const ful_generate_params *params, ful_token_fn fn,
+                        void *ctx, ful_stop *stop)
 {
     ful_session *s = session;
     if (stop)

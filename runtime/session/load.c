@@ -17,8 +17,9 @@ static ful_result plan_precision(ful_device *device, ful_precision wanted, ful_p
 {
     bool usable = op_half_usable(device);
     if (wanted == FUL_PRECISION_F16 && !usable)
-        return fail(FUL_ERR_UNSUPPORTED, "f16 precision needs fp16 arithmetic, 16-bit storage and 6 storage buffers; "
-                                         "%s lacks one of them",
+        return fail(FUL_ERR_UNSUPPORTED,
+                    "f16 precision needs fp16 arithmetic, 16-bit storage and 6 storage buffers; "
+                    "%s lacks one of them",
                     ful_device_get_info(device)->name);
     *out = wanted;
     if (wanted == FUL_PRECISION_DEFAULT)
@@ -32,33 +33,38 @@ static ful_result make_plan(ful_device *device, const model_config *c, const ful
 {
     memset(out, 0, sizeof *out);
     if ((unsigned)p->precision > FUL_PRECISION_F16 || (unsigned)p->decay > FUL_DECAY_HF)
-        return fail(FUL_ERR_ARGUMENT, "plan: precision %d or decay %d is not a known value", (int)p->precision,
-                    (int)p->decay);
+        return fail(FUL_ERR_ARGUMENT, "plan: precision %d or decay %d is not a known value",
+                    (int)p->precision, (int)p->decay);
     TRY(plan_precision(device, p->precision, &out->precision));
     bool half = out->precision == FUL_PRECISION_F16;
     out->decay = plan_decay(c, p->decay) == DECAY_HF ? FUL_DECAY_HF : FUL_DECAY_ORIG;
     out->max_tokens = p->max_tokens;
     if (!out->max_tokens)
-        out->max_tokens = c->context_length < DEFAULT_CONTEXT_TOKENS ? c->context_length : DEFAULT_CONTEXT_TOKENS;
+        out->max_tokens =
+            c->context_length < DEFAULT_CONTEXT_TOKENS ? c->context_length : DEFAULT_CONTEXT_TOKENS;
     if (out->max_tokens > c->context_length)
-        return fail(FUL_ERR_ARGUMENT, "plan: max_tokens %zu exceeds the model's context of %u tokens",
+        return fail(FUL_ERR_ARGUMENT,
+                    "plan: max_tokens %zu exceeds the model's context of %u tokens",
                     out->max_tokens, c->context_length);
     if (p->chunk_tokens > MAX_CHUNK_TOKENS)
-        return fail(FUL_ERR_ARGUMENT, "plan: chunk_tokens %u exceeds %d", p->chunk_tokens, MAX_CHUNK_TOKENS);
+        return fail(FUL_ERR_ARGUMENT, "plan: chunk_tokens %u exceeds %d", p->chunk_tokens,
+                    MAX_CHUNK_TOKENS);
     schedule_shape shape = {device, c, half, info->weight_type, (uint32_t)out->max_tokens};
     uint32_t wanted = schedule_bucket(p->chunk_tokens ? p->chunk_tokens : DEFAULT_CHUNK_TOKENS);
     TRY(schedule_max_rows(&shape, wanted, &out->chunk_tokens));
     out->session_count = p->session_count ? p->session_count : 1;
     out->weight_bytes = info->weight_bytes;
     out->state_bytes = info->state_bytes;
-    out->kv_bytes = info->softmax_block_count * op_kv_bytes(half ? FUL_TYPE_F16 : FUL_TYPE_F32, c->kv_head_count,
-                                                            c->head_dim, out->max_tokens);
+    out->kv_bytes =
+        info->softmax_block_count * op_kv_bytes(half ? FUL_TYPE_F16 : FUL_TYPE_F32,
+                                                c->kv_head_count, c->head_dim, out->max_tokens);
     uint64_t arena;
     TRY(schedule_arena_bytes(&shape, out->chunk_tokens, &arena));
-    out->activation_bytes = arena + sizeof(step_params) + 8 + (uint64_t)out->chunk_tokens * (4 + 4 * c->rotary_dim) +
+    out->activation_bytes = arena + sizeof(step_params) + 8 +
+                            (uint64_t)out->chunk_tokens * (4 + 4 * c->rotary_dim) +
                             2 * (uint64_t)c->vocab_size * 4;
-    out->total_bytes = out->weight_bytes +
-                       out->session_count * (out->state_bytes + out->kv_bytes + out->activation_bytes);
+    out->total_bytes = out->weight_bytes + out->session_count * (out->state_bytes + out->kv_bytes +
+                                                                 out->activation_bytes);
     out->available_bytes = device_free_bytes(device);
     return FUL_OK;
 }
@@ -68,17 +74,19 @@ static ful_result check_plan(const ful_plan *plan, ful_device *device)
     if (plan->total_bytes <= plan->available_bytes)
         return FUL_OK;
     return fail(FUL_ERR_DEVICE_MEMORY,
-                "the plan needs %" PRIu64 " bytes (weights %" PRIu64 ", %u session(s) of %zu tokens %" PRIu64
-                "); %s has %" PRIu64 " free",
+                "the plan needs %" PRIu64 " bytes (weights %" PRIu64
+                ", %u session(s) of %zu tokens %" PRIu64 "); %s has %" PRIu64 " free",
                 plan->total_bytes, plan->weight_bytes, plan->session_count, plan->max_tokens,
-                plan->total_bytes - plan->weight_bytes, ful_device_get_info(device)->name, plan->available_bytes);
+                plan->total_bytes - plan->weight_bytes, ful_device_get_info(device)->name,
+                plan->available_bytes);
 }
 
 ful_result ful_model_plan(ful_instance *instance, const char *path, ful_device *device,
                           const ful_plan_params *params, ful_plan *out)
 {
     if (!instance || !path || !device || !out)
-        return fail(FUL_ERR_ARGUMENT, "ful_model_plan: instance, path, device and out must not be NULL");
+        return fail(FUL_ERR_ARGUMENT,
+                    "ful_model_plan: instance, path, device and out must not be NULL");
     const ful_alloc *a = instance_alloc(instance);
     ful_plan_params p;
     TRY(params_copy(&p, sizeof p, params, "ful_plan_params"));
@@ -101,14 +109,17 @@ static void log_loaded(const ful_model *m)
 {
     const ful_device_info *d = ful_device_get_info(m->device);
     log_write(device_log(m->device), FUL_LOG_INFO,
-              "%s on %s: %u layers, %.1f M parameters, %.1f MiB of weights, %s, sessions of %zu tokens take %.1f MiB",
-              m->info.architecture, d->name, m->info.block_count, (double)m->info.parameter_count / 1e6,
-              (double)m->plan.weight_bytes / 1048576.0, m->plan.precision == FUL_PRECISION_F16 ? "f16" : "f32",
-              m->plan.max_tokens,
-              (double)(m->plan.state_bytes + m->plan.kv_bytes + m->plan.activation_bytes) / 1048576.0);
+              "%s on %s: %u layers, %.1f M parameters, %.1f MiB of weights, %s, sessions of %zu "
+              "tokens take %.1f MiB",
+              m->info.architecture, d->name, m->info.block_count,
+              (double)m->info.parameter_count / 1e6, (double)m->plan.weight_bytes / 1048576.0,
+              m->plan.precision == FUL_PRECISION_F16 ? "f16" : "f32", m->plan.max_tokens,
+              (double)(m->plan.state_bytes + m->plan.kv_bytes + m->plan.activation_bytes) /
+                  1048576.0);
 }
 
-static ful_result load(ful_model *m, const char *path, const ful_plan *plan, ful_progress_fn progress, void *ctx)
+static ful_result load(ful_model *m, const char *path, const ful_plan *plan,
+                       ful_progress_fn progress, void *ctx)
 {
     const ful_alloc *a = device_alloc(m->device);
     tensor_file *files = NULL;
@@ -134,8 +145,8 @@ static ful_result load(ful_model *m, const char *path, const ful_plan *plan, ful
     return r;
 }
 
-ful_result ful_model_load(ful_model **out, ful_device *device, const char *path, const ful_plan *plan,
-                          ful_progress_fn progress, void *progress_ctx)
+ful_result ful_model_load(ful_model **out, ful_device *device, const char *path,
+                          const ful_plan *plan, ful_progress_fn progress, void *progress_ctx)
 {
     if (!out || !device || !path)
         return fail(FUL_ERR_ARGUMENT, "ful_model_load: out, device and path must not be NULL");

@@ -17,7 +17,8 @@ static ful_result create_state(ful_session *s)
     for (uint32_t i = 0; i < c->block_count; i++) {
         if (c->layers[i] == LAYER_LIGHTNING) {
             uint64_t bytes = (uint64_t)c->head_count * c->head_dim * c->head_dim * 4;
-            TRY(gpu_buffer_create(device, bytes, GPU_MEMORY_DEVICE, "lightning state", &s->state.lightning[i]));
+            TRY(gpu_buffer_create(device, bytes, GPU_MEMORY_DEVICE, "lightning state",
+                                  &s->state.lightning[i]));
         } else {
             ful_type type = model_half(s->model) ? FUL_TYPE_F16 : FUL_TYPE_F32;
             TRY(op_kv_create(device, type, c->kv_head_count, c->head_dim, (uint32_t)s->max_tokens,
@@ -50,7 +51,8 @@ static ful_result create_io(ful_session *s)
     uint64_t arena;
     TRY(schedule_arena_bytes_of(s->model, rows, (uint32_t)s->max_tokens, &arena));
     io->logits_rows = 1;
-    TRY(gpu_buffer_create(device, sizeof(step_params), GPU_MEMORY_HOST, "step parameters", &io->step));
+    TRY(gpu_buffer_create(device, sizeof(step_params), GPU_MEMORY_HOST, "step parameters",
+                          &io->step));
     TRY(gpu_buffer_create(device, (uint64_t)rows * 4, GPU_MEMORY_HOST, "tokens", &io->tokens));
     TRY(gpu_buffer_create(device, rope ? rope : 4, GPU_MEMORY_HOST, "rope table", &io->rope));
     TRY(gpu_buffer_create(device, logits, GPU_MEMORY_DEVICE, "logits", &io->logits));
@@ -85,11 +87,12 @@ ful_result ful_session_create(ful_session **out, ful_model *model, const ful_ses
     ful_session_params p;
     TRY(params_copy(&p, sizeof p, params, "ful_session_params"));
     if (p.max_tokens > model->config.context_length)
-        return fail(FUL_ERR_ARGUMENT, "ful_session_create: max_tokens %zu exceeds the model's context of %u tokens",
+        return fail(FUL_ERR_ARGUMENT,
+                    "ful_session_create: max_tokens %zu exceeds the model's context of %u tokens",
                     p.max_tokens, model->config.context_length);
     if (p.chunk_tokens > plan->chunk_tokens)
-        return fail(FUL_ERR_ARGUMENT, "ful_session_create: chunk_tokens %u exceeds the plan's %u", p.chunk_tokens,
-                    plan->chunk_tokens);
+        return fail(FUL_ERR_ARGUMENT, "ful_session_create: chunk_tokens %u exceeds the plan's %u",
+                    p.chunk_tokens, plan->chunk_tokens);
     const ful_alloc *a = device_alloc(model->device);
     ful_session *s = mem_zalloc(a, 1, sizeof *s);
     if (!s)
@@ -169,7 +172,8 @@ size_t ful_session_tokens(const ful_session *session, const int32_t **tokens)
 
 /* ---- running steps ---- */
 
-static ful_result find_schedule(ful_session *s, schedule_kind kind, uint32_t rows, bool sample, schedule **out)
+static ful_result find_schedule(ful_session *s, schedule_kind kind, uint32_t rows, bool sample,
+                                schedule **out)
 {
     for (uint32_t i = 0; i < s->schedule_count; i++) {
         session_schedule *have = &s->schedules[i];
@@ -179,15 +183,18 @@ static ful_result find_schedule(ful_session *s, schedule_kind kind, uint32_t row
         }
     }
     if (s->schedule_count == SESSION_MAX_SCHEDULES)
-        return fail(FUL_ERR_UNSUPPORTED, "a session can hold %d recorded schedules", SESSION_MAX_SCHEDULES);
+        return fail(FUL_ERR_UNSUPPORTED, "a session can hold %d recorded schedules",
+                    SESSION_MAX_SCHEDULES);
     session_schedule made = {kind, rows, sample, NULL};
-    TRY(schedule_create(s->model, kind, rows, &s->io, &s->state, sample, s->profile, &made.recorded));
+    TRY(schedule_create(s->model, kind, rows, &s->io, &s->state, sample, s->profile,
+                        &made.recorded));
     s->schedules[s->schedule_count++] = made;
     *out = made.recorded;
     return FUL_OK;
 }
 
-static void write_inputs(ful_session *s, const int32_t *tokens, uint32_t n, const session_step *step)
+static void write_inputs(ful_session *s, const int32_t *tokens, uint32_t n,
+                         const session_step *step)
 {
     const model_config *c = &s->model->config;
     ful_device *device = s->model->device;
@@ -206,7 +213,8 @@ static void write_inputs(ful_session *s, const int32_t *tokens, uint32_t n, cons
 ful_result session_run(ful_session *s, const int32_t *tokens, uint32_t n, const session_step *step)
 {
     uint32_t rows = schedule_bucket(n);
-    schedule_kind kind = rows == 1 && step->kind != SCHEDULE_PREFILL_ALL ? SCHEDULE_DECODE : step->kind;
+    schedule_kind kind =
+        rows == 1 && step->kind != SCHEDULE_PREFILL_ALL ? SCHEDULE_DECODE : step->kind;
     write_inputs(s, tokens, n, step);
     if (s->tap) {
         TRY(schedule_run_tapped(s->model, kind, rows, &s->io, &s->state, s->tap));
@@ -226,7 +234,8 @@ ful_result session_run(ful_session *s, const int32_t *tokens, uint32_t n, const 
 
 ful_result session_append(ful_session *s, const int32_t *tokens, size_t n)
 {
-    if (!mem_grow(s->alloc, (void **)&s->tokens, &s->token_capacity, s->token_count + n, sizeof *s->tokens))
+    if (!mem_grow(s->alloc, (void **)&s->tokens, &s->token_capacity, s->token_count + n,
+                  sizeof *s->tokens))
         return mem_fail((s->token_count + n) * sizeof *s->tokens, "a session's tokens");
     memcpy(s->tokens + s->token_count, tokens, n * sizeof *tokens);
     s->token_count += n;
@@ -239,11 +248,13 @@ ful_result session_check_tokens(const ful_session *s, const int32_t *tokens, siz
     if (s->failed)
         return fail(FUL_ERR_NOT_FINITE, "the session's logits became not finite; reset it first");
     if (n > s->max_tokens || s->token_count > s->max_tokens - n)
-        return fail(FUL_ERR_CONTEXT_FULL, "%zu tokens more would exceed the session's max_tokens of %zu (%zu used)",
-                    n, s->max_tokens, s->token_count);
+        return fail(FUL_ERR_CONTEXT_FULL,
+                    "%zu tokens more would exceed the session's max_tokens of %zu (%zu used)", n,
+                    s->max_tokens, s->token_count);
     for (size_t i = 0; i < n; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
-            return fail(FUL_ERR_ARGUMENT, "token %zu is %d; the vocabulary has %u entries", i, tokens[i], vocab);
+            return fail(FUL_ERR_ARGUMENT, "token %zu is %d; the vocabulary has %u entries", i,
+                        tokens[i], vocab);
     return FUL_OK;
 }
 
@@ -263,7 +274,8 @@ ful_result session_fetch_logits(ful_session *s)
         return FUL_OK;
     if (!s->has_logits)
         return fail(FUL_ERR_ARGUMENT, "no token was fed to the session yet");
-    TRY(gpu_range_read(s->model->device, gpu_whole(&s->io.logits), 0, s->logits, (uint64_t)vocab * 4));
+    TRY(gpu_range_read(s->model->device, gpu_whole(&s->io.logits), 0, s->logits,
+                       (uint64_t)vocab * 4));
     s->host_logits = true;
     return row_is_finite(s->logits, vocab) ? FUL_OK : session_explain(s);
 }
@@ -290,7 +302,8 @@ static ful_result want_all_logits(ful_session *s)
     destroy_schedules(s);
     gpu_buffer logits = {0}, readback = {0};
     TRY(gpu_buffer_create(device, bytes, GPU_MEMORY_DEVICE, "logits", &logits));
-    ful_result r = gpu_buffer_create(device, bytes, GPU_MEMORY_READBACK, "logits readback", &readback);
+    ful_result r =
+        gpu_buffer_create(device, bytes, GPU_MEMORY_READBACK, "logits readback", &readback);
     if (r != FUL_OK) {
         gpu_buffer_destroy(device, &logits);
         return r;
@@ -311,13 +324,15 @@ static ful_result give_rows(ful_session *s, uint32_t n, size_t first, ful_logits
         TRY(take_logits(s, i));
         if (!fn(ctx, first + i, s->logits, vocab)) {
             TRY(take_logits(s, n - 1));
-            return fail(FUL_ERR_CANCELLED, "cancelled by the logits callback at token %zu", first + i);
+            return fail(FUL_ERR_CANCELLED, "cancelled by the logits callback at token %zu",
+                        first + i);
         }
     }
     return FUL_OK;
 }
 
-static ful_result prefill(ful_session *s, const int32_t *tokens, size_t n, ful_logits_fn fn, void *ctx)
+static ful_result prefill(ful_session *s, const int32_t *tokens, size_t n, ful_logits_fn fn,
+                          void *ctx)
 {
     TRY(session_check_tokens(s, tokens, n));
     if (fn)
@@ -327,7 +342,7 @@ static ful_result prefill(ful_session *s, const int32_t *tokens, size_t n, ful_l
         uint64_t start = time_ns();
         uint32_t take = n - at < most ? (uint32_t)(n - at) : most;
         bool end = at + take == n;
-        session_step step = {.kind = fn     ? SCHEDULE_PREFILL_ALL
+        session_step step = {.kind = fn    ? SCHEDULE_PREFILL_ALL
                                      : end ? SCHEDULE_PREFILL
                                            : SCHEDULE_PREFILL_NONE};
         TRY(session_run(s, tokens + at, take, &step));
@@ -351,11 +366,12 @@ ful_result ful_prefill(ful_session *session, const int32_t *tokens, size_t n_tok
     return prefill(session, tokens, n_tokens, NULL, NULL);
 }
 
-ful_result ful_prefill_logits(ful_session *session, const int32_t *tokens, size_t n_tokens, ful_logits_fn fn,
-                              void *ctx)
+ful_result ful_prefill_logits(ful_session *session, const int32_t *tokens, size_t n_tokens,
+                              ful_logits_fn fn, void *ctx)
 {
     if (!session || !fn || (!tokens && n_tokens))
-        return fail(FUL_ERR_ARGUMENT, "ful_prefill_logits: session, tokens and fn must not be NULL");
+        return fail(FUL_ERR_ARGUMENT,
+                    "ful_prefill_logits: session, tokens and fn must not be NULL");
     return prefill(session, tokens, n_tokens, fn, ctx);
 }
 
@@ -408,7 +424,8 @@ ful_result ful_session_stats(const ful_session *session, ful_stats *out)
 ful_result ful_session_profile(ful_session *session, const ful_step_time **out, size_t *count)
 {
     if (!session || !out || !count)
-        return fail(FUL_ERR_ARGUMENT, "ful_session_profile: session, out and count must not be NULL");
+        return fail(FUL_ERR_ARGUMENT,
+                    "ful_session_profile: session, out and count must not be NULL");
     *out = NULL;
     *count = 0;
     if (!session->profile || !session->last)
@@ -416,11 +433,12 @@ ful_result ful_session_profile(ful_session *session, const ful_step_time **out, 
     const gpu_time *times;
     uint32_t n;
     TRY(gpu_commands_times(schedule_commands(session->last), &times, &n));
-    if (!mem_grow(session->alloc, (void **)&session->times, &session->times_capacity, n, sizeof *session->times))
+    if (!mem_grow(session->alloc, (void **)&session->times, &session->times_capacity, n,
+                  sizeof *session->times))
         return mem_fail(n * sizeof *session->times, "step times");
     for (uint32_t i = 0; i < n; i++)
-        session->times[i] = (ful_step_time){times[i].label, times[i].layer, times[i].ns, times[i].cost.bytes,
-                                            times[i].cost.flops};
+        session->times[i] = (ful_step_time){times[i].label, times[i].layer, times[i].ns,
+                                            times[i].cost.bytes, times[i].cost.flops};
     *out = session->times;
     *count = n;
     return FUL_OK;

@@ -30,19 +30,19 @@ struct ful_session {
 
     int32_t *tokens;
     size_t token_count, token_capacity;
-    bool failed;        /* logits became not finite: reset first */
-    bool has_logits;    /* of the last token, on the device */
-    bool host_logits;   /* ... and in `logits` */
-    float *logits;      /* [vocab] */
+    bool failed;      /* logits became not finite: reset first */
+    bool has_logits;  /* of the last token, on the device */
+    bool host_logits; /* ... and in `logits` */
+    float *logits;    /* [vocab] */
     ful_stats stats;
-    uint64_t wait_ns;   /* spent waiting for the device */
+    uint64_t wait_ns; /* spent waiting for the device */
     ful_step_time *times;
     size_t times_capacity;
     const schedule_tap *tap; /* tests: every step goes through schedule_run_tapped */
 };
 
-/* Runs one step of `n` tokens that continue the session; `uniform` etc. only matter for sampling. Does not append to
- * session->tokens. */
+/* Runs one step of `n` tokens that continue the session; `uniform` etc. only matter for sampling.
+ * Does not append to session->tokens. */
 typedef struct session_step {
     schedule_kind kind;
     bool sample;

@@ -1,5 +1,5 @@
-/* The demo model on 512 held-out tokens against a float64 run of the reference: negative log-likelihood of every
- * token, logits of every 32nd. */
+/* The demo model on 512 held-out tokens against a float64 run of the reference: negative
+ * log-likelihood of every token, logits of every 32nd. */
 #include "../util/compare.h"
 #include "../util/model_fixture.h" /* before cmocka, whose fail() is a macro */
 
@@ -52,7 +52,8 @@ static int open_golden(void **state)
     size_t n;
     (void)state;
     libc = mem_functions(NULL);
-    EXPECT_OK(tensor_file_open(&libc, FUL_TEST_DATA "/../samples/demo-model/golden.safetensors", &want.file));
+    EXPECT_OK(tensor_file_open(&libc, FUL_TEST_DATA "/../samples/demo-model/golden.safetensors",
+                               &want.file));
     want.ids = ref_golden_i32(want.file, "ids", &n);
     assert_int_equal(n, TOKENS);
     want.nll = ref_golden_f32(want.file, "nll", &n);
@@ -80,9 +81,10 @@ static int close_golden(void **state)
 
 typedef enum routing { ROUTING_PLAIN, ROUTING_WATCHED, ROUTING_INJECTED } routing;
 
-/* Runs the held-out tokens. Fp16 rounding may choose another expert where two are nearly as good (the reference's gap
- * says how nearly); from there on the token's likelihood is another model's, so the worst token is held to the limit up
- * to the first flip, and throughout when the reference's routing is injected. */
+/* Runs the held-out tokens. Fp16 rounding may choose another expert where two are nearly as good
+ * (the reference's gap says how nearly); from there on the token's likelihood is another model's,
+ * so the worst token is held to the limit up to the first flip, and throughout when the reference's
+ * routing is injected. */
 static void run_demo(const char *caps, bool half, routing how)
 {
     model_fixture f;
@@ -107,11 +109,12 @@ static void run_demo(const char *caps, bool half, routing how)
         wanted += want.nll[i] / (TOKENS - 1);
     }
     double error = max_rel_error_f32(run.every, want.logits, want.n_logits);
-    printf("demo [%s] %s%s: mean nll %.6f (reference %.6f), worst difference %.2e (%.2e before the first flip), logits "
+    printf("demo [%s] %s%s: mean nll %.6f (reference %.6f), worst difference %.2e (%.2e before the "
+           "first flip), logits "
            "%.2e; %llu of %llu routings flipped (+%llu downstream), largest gap %.1e\n",
-           caps, half ? "f16" : "f32", how == ROUTING_INJECTED ? " injected" : "", mean, wanted, worst, before_flip,
-           error, (unsigned long long)w.flips, (unsigned long long)w.choices, (unsigned long long)w.downstream,
-           w.largest_gap);
+           caps, half ? "f16" : "f32", how == ROUTING_INJECTED ? " injected" : "", mean, wanted,
+           worst, before_flip, error, (unsigned long long)w.flips, (unsigned long long)w.choices,
+           (unsigned long long)w.downstream, w.largest_gap);
     EXPECT_ERROR_BELOW(before_flip, half ? 2e-2 : 1e-3, "demo [%s] worst nll", caps);
     EXPECT_ERROR_BELOW(fabs(mean - wanted), 1e-3, "demo [%s] mean nll", caps);
     EXPECT_ERROR_BELOW(w.largest_gap, half ? 2e-3 : 1e-5, "demo [%s] gap of a flip", caps);

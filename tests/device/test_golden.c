@@ -1,5 +1,6 @@
-/* Whole models against the golden vectors: logits of every length, hidden states, sub-layers, lightning states,
- * greedy decode, any split of the prompt, and routing. Errors are max|a-b| / max|b| per tensor. */
+/* Whole models against the golden vectors: logits of every length, hidden states, sub-layers,
+ * lightning states, greedy decode, any split of the prompt, and routing. Errors are max|a-b| /
+ * max|b| per tensor. */
 #include "../util/compare.h"
 #include "../util/model_fixture.h"
 #include "../util/rng.h" /* before cmocka, whose fail() is a macro */
@@ -30,7 +31,8 @@ static tensor_file *golden_open(const char *model, char *dir, size_t bytes)
     return file;
 }
 
-static double *golden(const tensor_file *file, size_t *count, const char *format, ...) PRINTF_LIKE(3, 4);
+static double *golden(const tensor_file *file, size_t *count, const char *format, ...)
+    PRINTF_LIKE(3, 4);
 static double *golden(const tensor_file *file, size_t *count, const char *format, ...)
 {
     char name[96];
@@ -88,8 +90,8 @@ static double logits_error(const tensor_file *file, uint32_t T, const float *row
     return error;
 }
 
-static void check_lengths(model_fixture *f, const tensor_file *file, const ref_model *ref, const char *name,
-                          bool inject)
+static void check_lengths(model_fixture *f, const tensor_file *file, const ref_model *ref,
+                          const char *name, bool inject)
 {
     size_t vocab = f->model->config.vocab_size;
     double limit = f->half ? f16_limit : f32_limit, gap = f->half ? f16_gap : f32_gap, worst = 0.0;
@@ -113,8 +115,8 @@ static void check_lengths(model_fixture *f, const tensor_file *file, const ref_m
             EXPECT_ERROR_BELOW(error, limit, "%s [%s] %s logits of %u tokens", name, f->device.caps,
                                f->half ? "f16" : "f32", T);
         if (!inject)
-            EXPECT_ERROR_BELOW(w.largest_gap, gap, "%s [%s] routing of %u tokens: gap of a flip", name,
-                               f->device.caps, T);
+            EXPECT_ERROR_BELOW(w.largest_gap, gap, "%s [%s] routing of %u tokens: gap of a flip",
+                               name, f->device.caps, T);
         if (!f->half && !inject)
             assert_int_equal(w.downstream, 0);
         worst = error > worst ? error : worst;
@@ -125,9 +127,11 @@ static void check_lengths(model_fixture *f, const tensor_file *file, const ref_m
         free(kept.rows);
         free(ids);
     }
-    printf("%s [%s] %s%s: worst error of logits %.2e; %llu of %llu routings flipped (+%llu downstream), largest gap %.1e\n",
-           name, f->device.caps, f->half ? "f16" : "f32", inject ? " injected" : "", worst, (unsigned long long)flips,
-           (unsigned long long)choices, (unsigned long long)downstream, largest);
+    printf("%s [%s] %s%s: worst error of logits %.2e; %llu of %llu routings flipped (+%llu "
+           "downstream), largest gap %.1e\n",
+           name, f->device.caps, f->half ? "f16" : "f32", inject ? " injected" : "", worst,
+           (unsigned long long)flips, (unsigned long long)choices, (unsigned long long)downstream,
+           largest);
 }
 
 /* The same prompt without a tap, as the product runs it: recorded schedules. */
@@ -140,8 +144,8 @@ static void check_recorded(model_fixture *f, const tensor_file *file, const char
         rows_kept kept = {malloc(T * vocab * sizeof(float)), vocab};
         EXPECT_OK(ful_session_reset(f->session));
         EXPECT_OK(ful_prefill_logits(f->session, ids, T, keep_row, &kept));
-        EXPECT_ERROR_BELOW(logits_error(file, T, kept.rows, vocab), f32_limit, "%s [%s] recorded, %u tokens", name,
-                           f->device.caps, T);
+        EXPECT_ERROR_BELOW(logits_error(file, T, kept.rows, vocab), f32_limit,
+                           "%s [%s] recorded, %u tokens", name, f->device.caps, T);
         free(kept.rows);
         free(ids);
     }
@@ -149,7 +153,8 @@ static void check_recorded(model_fixture *f, const tensor_file *file, const char
 
 /* ---- any split of the prompt, then greedy decode ---- */
 
-static void check_split(model_fixture *f, const tensor_file *file, const char *name, uint32_t T, uint64_t seed)
+static void check_split(model_fixture *f, const tensor_file *file, const char *name, uint32_t T,
+                        uint64_t seed)
 {
     size_t vocab = f->model->config.vocab_size, n;
     int32_t *ids = golden_ids(file, "ids", T);
@@ -167,7 +172,8 @@ static void check_split(model_fixture *f, const tensor_file *file, const char *n
     EXPECT_OK(ful_logits(f->session, &logits, &have));
     assert_int_equal(have, vocab);
     EXPECT_ERROR_BELOW(max_rel_error_f32(logits, want + n - vocab, vocab), f32_limit,
-                       "%s [%s] %u tokens in pieces, seed %llu", name, f->device.caps, T, (unsigned long long)seed);
+                       "%s [%s] %u tokens in pieces, seed %llu", name, f->device.caps, T,
+                       (unsigned long long)seed);
     free(want);
     free(ids);
 }
@@ -190,8 +196,8 @@ static void check_decode(model_fixture *f, const tensor_file *file, const char *
         EXPECT_OK(ful_logits(f->session, &logits, NULL));
         memcpy(rows + (size_t)i * vocab, logits, vocab * sizeof *rows);
     }
-    EXPECT_ERROR_BELOW(max_rel_error_f32(rows, want, n), f32_limit, "%s [%s] greedy decode after %u tokens", name,
-                       f->device.caps, T);
+    EXPECT_ERROR_BELOW(max_rel_error_f32(rows, want, n), f32_limit,
+                       "%s [%s] greedy decode after %u tokens", name, f->device.caps, T);
     free(rows);
     free(want);
     free(chosen);
@@ -215,16 +221,18 @@ typedef struct inside {
 static float *read_rows(inside *in, gpu_range range, uint32_t columns)
 {
     float *rows = malloc((size_t)in->T * columns * sizeof *rows);
-    EXPECT_OK(gpu_range_read(in->fixture->device.device, range, 0, rows, (uint64_t)in->T * columns * sizeof *rows));
+    EXPECT_OK(gpu_range_read(in->fixture->device.device, range, 0, rows,
+                             (uint64_t)in->T * columns * sizeof *rows));
     return rows;
 }
 
-static void compare_inside(inside *in, const float *rows, double *want, size_t n, const char *what, int32_t layer)
+static void compare_inside(inside *in, const float *rows, double *want, size_t n, const char *what,
+                           int32_t layer)
 {
     if (!want)
         return;
-    EXPECT_ERROR_BELOW(max_rel_error_f32(rows, want, n), in->limit, "%s [%s] %s of layer %d", in->name,
-                       in->fixture->device.caps, what, layer);
+    EXPECT_ERROR_BELOW(max_rel_error_f32(rows, want, n), in->limit, "%s [%s] %s of layer %d",
+                       in->name, in->fixture->device.caps, what, layer);
     in->checked++;
     free(want);
 }
@@ -237,12 +245,13 @@ static void check_stream(inside *in, const float *z, uint32_t columns, int32_t l
     float *x = malloc(n * sizeof *x);
     for (size_t i = 0; i < n; i++)
         x[i] = (float)(c->alpha_mlp * in->norm[1][i] + c->beta_mlp * z[i]);
-    compare_inside(in, x, golden(in->file, &count, "hidden_in_65_%d", layer + 1), n, "input", layer + 1);
+    compare_inside(in, x, golden(in->file, &count, "hidden_in_65_%d", layer + 1), n, "input",
+                   layer + 1);
     free(x);
 }
 
-static ful_result look_inside(void *ctx, const char *name, int32_t layer, gpu_range range, uint32_t rows,
-                              uint32_t columns)
+static ful_result look_inside(void *ctx, const char *name, int32_t layer, gpu_range range,
+                              uint32_t rows, uint32_t columns)
 {
     inside *in = ctx;
     size_t n = (size_t)in->T * columns, count;
@@ -252,10 +261,12 @@ static ful_result look_inside(void *ctx, const char *name, int32_t layer, gpu_ra
     if (strcmp(name, "embed") == 0)
         compare_inside(in, have, golden(in->file, &count, "hidden_in_65_0"), n, "input", 0);
     else if (strcmp(name, "final") == 0)
-        compare_inside(in, have, golden(in->file, &count, "hidden_final_65"), n, "final norm", layer);
-    else if (strcmp(name, "norm1") == 0 || strcmp(name, "norm2") == 0 || strcmp(name, "attn") == 0 ||
-             strcmp(name, "moe") == 0)
-        compare_inside(in, have, golden(in->file, &count, "sub_65_%s_%d", name, layer), n, name, layer);
+        compare_inside(in, have, golden(in->file, &count, "hidden_final_65"), n, "final norm",
+                       layer);
+    else if (strcmp(name, "norm1") == 0 || strcmp(name, "norm2") == 0 ||
+             strcmp(name, "attn") == 0 || strcmp(name, "moe") == 0)
+        compare_inside(in, have, golden(in->file, &count, "sub_65_%s_%d", name, layer), n, name,
+                       layer);
     if (strcmp(name, "moe") == 0)
         check_stream(in, have, columns, layer);
     int slot = strcmp(name, "norm2") == 0;
@@ -291,8 +302,8 @@ static void check_inside(model_fixture *f, const tensor_file *file, const char *
             continue;
         float *state = malloc(n * sizeof *state);
         assert_int_equal(f->session->state.lightning[l].bytes, n * sizeof *state);
-        EXPECT_OK(gpu_range_read(f->device.device, gpu_whole(&f->session->state.lightning[l]), 0, state,
-                                 n * sizeof *state));
+        EXPECT_OK(gpu_range_read(f->device.device, gpu_whole(&f->session->state.lightning[l]), 0,
+                                 state, n * sizeof *state));
         compare_inside(&in, state, want, n, "state", (int32_t)l);
         free(state);
     }

@@ -75,13 +75,15 @@ static void check_generate(void)
     assert_int_equal(c.seen, 5);
     c = (count){1000, 0};
     int32_t never = 400; /* no token: overrides the model's own end token */
-    EXPECT_OK(ful_generate(f.session, ful_generate_params(.max_tokens = 7, .stop_tokens = &never, .n_stop_tokens = 1),
-                           stop_after, &c, &why));
+    EXPECT_OK(ful_generate(
+        f.session, ful_generate_params(.max_tokens = 7, .stop_tokens = &never, .n_stop_tokens = 1),
+        stop_after, &c, &why));
     assert_int_equal(why, FUL_STOP_MAX_TOKENS);
     assert_int_equal(c.seen, 7);
     c = (count){1000, 0};
-    EXPECT_OK(ful_generate(f.session, ful_generate_params(.stop_tokens = &never, .n_stop_tokens = 1), stop_after, &c,
-                           &why));
+    EXPECT_OK(ful_generate(f.session,
+                           ful_generate_params(.stop_tokens = &never, .n_stop_tokens = 1),
+                           stop_after, &c, &why));
     assert_int_equal(why, FUL_STOP_CONTEXT);
     assert_int_equal(ful_session_tokens(f.session, &tokens), 64);
     assert_int_equal(tokens[0], 5);
@@ -181,11 +183,13 @@ static void test_memory(void **state)
     device_fixture d;
     ful_plan plan;
     fixture_open(&d, "memory=1048576");
-    assert_int_equal(ful_model_plan(d.instance, golden_dir, d.device, NULL, &plan), FUL_ERR_DEVICE_MEMORY);
+    assert_int_equal(ful_model_plan(d.instance, golden_dir, d.device, NULL, &plan),
+                     FUL_ERR_DEVICE_MEMORY);
     expect_words("bytes", "free", NULL);
     assert_true(plan.total_bytes > plan.available_bytes);
     ful_model *model = NULL;
-    assert_int_equal(ful_model_load(&model, d.device, golden_dir, NULL, NULL, NULL), FUL_ERR_DEVICE_MEMORY);
+    assert_int_equal(ful_model_load(&model, d.device, golden_dir, NULL, NULL, NULL),
+                     FUL_ERR_DEVICE_MEMORY);
     assert_null(model);
     fixture_close(&d);
 }
@@ -218,7 +222,8 @@ static void test_cancel_load(void **state)
     device_fixture d;
     ful_model *model = NULL;
     fixture_open(&d, "");
-    assert_int_equal(ful_model_load(&model, d.device, golden_dir, NULL, cancel_at_once, NULL), FUL_ERR_CANCELLED);
+    assert_int_equal(ful_model_load(&model, d.device, golden_dir, NULL, cancel_at_once, NULL),
+                     FUL_ERR_CANCELLED);
     assert_null(model);
     fixture_close(&d); /* fails if anything is still held */
 }
@@ -227,8 +232,9 @@ int main(void)
 {
     fixture_require_device();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_arguments), cmocka_unit_test(test_generate),    cmocka_unit_test(test_reset),
-        cmocka_unit_test(test_not_finite), cmocka_unit_test(test_memory),     cmocka_unit_test(test_plan),
+        cmocka_unit_test(test_arguments),   cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_reset),       cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_memory),      cmocka_unit_test(test_plan),
         cmocka_unit_test(test_cancel_load),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,5 @@
-/* Checkpoints that do not fit their config, seen without a device: ful_model_inspect and ful_model_check. */
+/* Checkpoints that do not fit their config, seen without a device: ful_model_inspect and
+ * ful_model_check. */
 #include "../util/checkpoint.h"
 #include "fulgur/model.h" /* before cmocka, whose fail() is a macro */
 
@@ -83,7 +84,8 @@ static ful_result inspect_edited(const char *name, int kind, bool check, ful_mod
     char dir[256];
     edit e = {name, kind};
     checkpoint_copy(golden_dir, apply, &e, NULL, NULL, dir);
-    ful_result r = check ? ful_model_check(instance, dir, NULL, NULL) : ful_model_inspect(instance, dir, info);
+    ful_result r =
+        check ? ful_model_check(instance, dir, NULL, NULL) : ful_model_inspect(instance, dir, info);
     checkpoint_remove(dir);
     return r;
 }
@@ -114,7 +116,8 @@ static void test_numbers(void **state)
     assert_int_equal(m.decay, FUL_DECAY_HF);
     /* a quarter of the experts, everything else but the embedding, one row of that */
     uint64_t experts = 8ull * 8 * 3 * 256 * 256, embedding = 4096 * 256;
-    assert_int_equal(m.active_parameter_count, m.parameter_count - experts - embedding + experts / 4 + 256);
+    assert_int_equal(m.active_parameter_count,
+                     m.parameter_count - experts - embedding + experts / 4 + 256);
     assert_int_equal(ful_model_inspect(instance, golden_dir, &m), FUL_OK);
     assert_int_equal(m.decay, FUL_DECAY_ORIG);
     assert_string_equal(m.architecture, "minimax_text_01");
@@ -174,13 +177,15 @@ static void test_not_finite(void **state)
 static void test_config_against_files(void **state)
 {
     (void)state;
-    assert_int_equal(inspect_config("\"num_local_experts\": 32", "\"num_local_experts\": 33"), FUL_ERR_FORMAT);
+    assert_int_equal(inspect_config("\"num_local_experts\": 32", "\"num_local_experts\": 33"),
+                     FUL_ERR_FORMAT);
     expect_words("block_sparse_moe.gate.weight", "[32, 64]", "[33, 64]", NULL);
     assert_int_equal(inspect_config("\"hidden_size\": 64", "\"hidden_size\": 72"), FUL_ERR_FORMAT);
     expect_words("model.embed_tokens.weight", "72", NULL);
     assert_int_equal(inspect_config("\"minimax_text_01\"", "\"llama\""), FUL_ERR_UNSUPPORTED);
     expect_words("config.json", "llama", NULL);
-    assert_int_equal(inspect_config("\"vocab_size\": 400", "\"vocab_size\": 4000000000000"), FUL_ERR_FORMAT);
+    assert_int_equal(inspect_config("\"vocab_size\": 400", "\"vocab_size\": 4000000000000"),
+                     FUL_ERR_FORMAT);
     expect_words("config.json", "vocab_size", "4000000000000", NULL);
 }
 
@@ -210,10 +215,14 @@ static void test_cancel(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_numbers),    cmocka_unit_test(test_copy_is_good),
-        cmocka_unit_test(test_missing),    cmocka_unit_test(test_shapes),
-        cmocka_unit_test(test_type),       cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_config_against_files), cmocka_unit_test(test_no_files),
+        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_copy_is_good),
+        cmocka_unit_test(test_missing),
+        cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_type),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_config_against_files),
+        cmocka_unit_test(test_no_files),
         cmocka_unit_test(test_cancel),
     };
     return cmocka_run_group_tests(tests, open_instance, close_instance);

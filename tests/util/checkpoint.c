@@ -39,12 +39,13 @@ static void write_header(FILE *out, const checkpoint_tensor *tensors, uint32_t n
         const checkpoint_tensor *t = &tensors[i];
         if (t->drop)
             continue;
-        at += (size_t)snprintf(json + at, capacity - at, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", at > 1 ? "," : "",
-                               t->name, t->type);
+        at += (size_t)snprintf(json + at, capacity - at, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[",
+                               at > 1 ? "," : "", t->name, t->type);
         for (uint32_t d = 0; d < t->n_dims; d++)
-            at += (size_t)snprintf(json + at, capacity - at, "%s%llu", d ? "," : "", (unsigned long long)t->dims[d]);
-        at += (size_t)snprintf(json + at, capacity - at, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)offset,
-                               (unsigned long long)(offset + t->bytes));
+            at += (size_t)snprintf(json + at, capacity - at, "%s%llu", d ? "," : "",
+                                   (unsigned long long)t->dims[d]);
+        at += (size_t)snprintf(json + at, capacity - at, "],\"data_offsets\":[%llu,%llu]}",
+                               (unsigned long long)offset, (unsigned long long)(offset + t->bytes));
         offset += t->bytes;
     }
     json[at++] = '}';
@@ -56,8 +57,8 @@ static void write_header(FILE *out, const checkpoint_tensor *tensors, uint32_t n
     free(json);
 }
 
-void checkpoint_copy(const char *source, checkpoint_edit edit, void *ctx, const char *find, const char *replace,
-                     char *dir)
+void checkpoint_copy(const char *source, checkpoint_edit edit, void *ctx, const char *find,
+                     const char *replace, char *dir)
 {
     snprintf(dir, 256, "%s/fulgur-test-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
     assert_non_null(mkdtemp(dir));

@@ -4,7 +4,8 @@
 
 #include "format/tensors.h"
 
-/* One tensor on its way into the copy; the callback may change anything (data is its own copy, of `bytes` bytes). */
+/* One tensor on its way into the copy; the callback may change anything (data is its own copy, of
+ * `bytes` bytes). */
 typedef struct checkpoint_tensor {
     char name[160], type[8];
     uint32_t n_dims;
@@ -16,10 +17,11 @@ typedef struct checkpoint_tensor {
 
 typedef void (*checkpoint_edit)(void *ctx, checkpoint_tensor *tensor);
 
-/* Writes a copy of the checkpoint in `source` as one file under a new temporary folder, whose name is put into
- * dir[256]. In config.json the text `find` (if not NULL; it must be there) is replaced. */
-void checkpoint_copy(const char *source, checkpoint_edit edit, void *ctx, const char *find, const char *replace,
-                     char *dir);
+/* Writes a copy of the checkpoint in `source` as one file under a new temporary folder, whose name
+ * is put into dir[256]. In config.json the text `find` (if not NULL; it must be there) is replaced.
+ */
+void checkpoint_copy(const char *source, checkpoint_edit edit, void *ctx, const char *find,
+                     const char *replace, char *dir);
 /* Deletes a folder that checkpoint_copy made. */
 void checkpoint_remove(const char *dir);
 

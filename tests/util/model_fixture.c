@@ -10,8 +10,8 @@
 
 op_shape model_fixture_shape = OP_SHAPE_AUTO;
 
-bool model_fixture_open(model_fixture *f, const char *caps, const char *dir, bool half, uint32_t chunk_tokens,
-                        size_t max_tokens)
+bool model_fixture_open(model_fixture *f, const char *caps, const char *dir, bool half,
+                        uint32_t chunk_tokens, size_t max_tokens)
 {
     memset(f, 0, sizeof *f);
     f->half = half;
@@ -21,11 +21,12 @@ bool model_fixture_open(model_fixture *f, const char *caps, const char *dir, boo
         return false;
     }
     ful_plan plan;
-    EXPECT_OK(ful_model_plan(f->device.instance, dir, f->device.device,
-                             ful_plan_params(.max_tokens = max_tokens, .chunk_tokens = chunk_tokens,
-                                             .decay = FUL_DECAY_HF,
-                                             .precision = half ? FUL_PRECISION_F16 : FUL_PRECISION_F32),
-                             &plan));
+    EXPECT_OK(
+        ful_model_plan(f->device.instance, dir, f->device.device,
+                       ful_plan_params(.max_tokens = max_tokens, .chunk_tokens = chunk_tokens,
+                                       .decay = FUL_DECAY_HF,
+                                       .precision = half ? FUL_PRECISION_F16 : FUL_PRECISION_F32),
+                       &plan));
     EXPECT_OK(ful_model_load(&f->model, f->device.device, dir, &plan, NULL, NULL));
     f->model->shape = model_fixture_shape;
     EXPECT_OK(ful_session_create(&f->session, f->model, NULL));
@@ -88,14 +89,16 @@ static void inject(const routing_watch *w, route *r, const float *logits, const 
         r[i] = (route){experts[i], (float)(exp(logits[experts[i]] - top) / sum)};
 }
 
-static ful_result watch(void *ctx, const char *name, int32_t layer, gpu_range range, uint32_t rows, uint32_t columns)
+static ful_result watch(void *ctx, const char *name, int32_t layer, gpu_range range, uint32_t rows,
+                        uint32_t columns)
 {
     routing_watch *w = ctx;
     ful_session *s = w->fixture->session;
     ful_device *device = w->fixture->device.device;
     if (strcmp(name, "router") == 0) {
         w->router_logits = realloc(w->router_logits, (size_t)rows * columns * sizeof(float));
-        return gpu_range_read(device, range, 0, w->router_logits, (uint64_t)rows * columns * sizeof(float));
+        return gpu_range_read(device, range, 0, w->router_logits,
+                              (uint64_t)rows * columns * sizeof(float));
     }
     if (strcmp(name, "routes") != 0)
         return FUL_OK;
@@ -110,7 +113,8 @@ static ful_result watch(void *ctx, const char *name, int32_t layer, gpu_range ra
         if (!same_choice(routes + (size_t)r * k, experts, k))
             note_flip(w, t, layer, w->trace->router_gap[layer][t]);
         if (w->inject)
-            inject(w, routes + (size_t)r * k, w->router_logits + (size_t)r * w->trace->expert_count, experts);
+            inject(w, routes + (size_t)r * k, w->router_logits + (size_t)r * w->trace->expert_count,
+                   experts);
     }
     if (w->inject)
         EXPECT_OK(gpu_range_write(device, range, 0, routes, (uint64_t)rows * k * sizeof *routes));
@@ -120,7 +124,8 @@ static ful_result watch(void *ctx, const char *name, int32_t layer, gpu_range ra
 
 static schedule_tap watch_tap; /* one test at a time */
 
-void routing_watch_begin(routing_watch *w, model_fixture *f, const ref_trace *trace, bool inject_routes)
+void routing_watch_begin(routing_watch *w, model_fixture *f, const ref_trace *trace,
+                         bool inject_routes)
 {
     memset(w, 0, sizeof *w);
     w->trace = trace;
