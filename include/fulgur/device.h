@@ -57,7 +57,7 @@ typedef struct ful_caps {
     uint64_t
         host_visible_local_bytes; /* of these, what the host can write directly (ReBAR, unified) */
     double timestamp_period_ns;   /* 0: no timestamps */
-    bool unified_memory;          /* every device-local heap is host-visible */
+    bool unified_memory;          /* host and device share their memory */
 } ful_caps;
 
 typedef struct ful_device_info {

@@ -25,8 +25,8 @@ typedef struct step {
     const char *label;
     int32_t layer;
     gpu_cost cost;
-    bool dispatch;
-    uint32_t part, query; /* GPU_COMMANDS_TIMED: the query behind it */
+    gpu_pipeline *pipeline; /* NULL: a copy or fill */
+    uint32_t part, query;   /* GPU_COMMANDS_TIMED: the query behind it */
 } step;
 
 typedef struct part {
@@ -38,6 +38,7 @@ typedef struct part {
     double estimated_ns; /* all steps ... */
     double modelled_ns;  /* ... and dispatches alone, which the estimate learns from */
     bool pending;
+    bool fresh; /* holds pipelines that never ran */
 } part;
 
 struct gpu_commands {
@@ -262,9 +263,10 @@ static void step_note(gpu_commands *c, const step *s, double estimated_ns)
     }
     p->step_count++;
     p->estimated_ns += estimated_ns;
-    if (s->dispatch) {
+    if (s->pipeline) {
         gpu_cost nothing = {0, 0};
         c->dispatch_count++;
+        p->fresh = p->fresh || !atomic_load(&s->pipeline->seasoned);
         p->modelled_ns += estimated_ns - timer_estimate_ns(c->device, &nothing);
     }
 }
@@ -492,7 +494,7 @@ static ful_result dispatch_record(gpu_commands *c, const gpu_dispatch *d)
         device->fn.vkCmdDispatchIndirect(cmd, d->indirect.buffer->vk, d->indirect.offset);
     else
         device->fn.vkCmdDispatch(cmd, d->groups[0], d->groups[1], d->groups[2]);
-    step s = {.label = d->label, .layer = d->layer, .cost = d->cost, .dispatch = true};
+    step s = {.label = d->label, .layer = d->layer, .cost = d->cost, .pipeline = d->pipeline};
     step_note(c, &s, ns);
     return FUL_OK;
 }
@@ -650,10 +652,18 @@ static bool queries_read(gpu_commands *c, const part *p, uint32_t first, uint32_
                                                VK_QUERY_RESULT_64_BIT) == VK_SUCCESS;
 }
 
-/* Parts that are mostly dispatches tell how fast the device is. */
-static void part_learn(gpu_commands *c, const part *p)
+/* Parts that are mostly dispatches tell how fast the device is, but not where a driver may have
+ * compiled kernels between them. */
+static void part_learn(gpu_commands *c, part *p)
 {
     uint64_t first, last;
+    if (p->fresh) {
+        for (uint32_t i = 0; i < p->step_count; i++)
+            if (c->steps[p->first_step + i].pipeline)
+                atomic_store(&c->steps[p->first_step + i].pipeline->seasoned, true);
+        p->fresh = false;
+        return;
+    }
     if (!p->queries || p->query_count < 2 || p->modelled_ns < p->estimated_ns / 2 ||
         !queries_read(c, p, 0, 1, &first) || !queries_read(c, p, p->query_count - 1, 1, &last))
         return;
@@ -738,7 +748,7 @@ static ful_result times_fill(gpu_commands *c)
             return fail(FUL_ERR_UNSUPPORTED, "device %s gave no timestamps", c->device->info.name);
         for (uint32_t k = 0; k < p->step_count; k++) {
             const step *s = &c->steps[p->first_step + k];
-            if (!s->dispatch)
+            if (!s->pipeline)
                 continue;
             gpu_time *t = &c->times[n++];
             t->label = s->label;

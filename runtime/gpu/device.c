@@ -186,8 +186,8 @@ static ful_result device_fill(ful_device *d, const ful_device_params *p)
         return fail(FUL_ERR_UNSUPPORTED, "device %s can't be used: %s", d->info.name,
                     d->info.why_not);
     d->max_submit_ms = p->max_submit_ms ? p->max_submit_ms : 100;
-    /* Drivers that run on the processor may compile kernels inside the first submission: some 30 s for
-     * a whole model with the oldest ones. */
+    /* Drivers that run on the processor may compile kernels inside the first submission: some 30 s
+     * for a whole model with the oldest ones. */
     uint32_t patience_ms = d->info.kind == FUL_DEVICE_CPU ? 600000 : 30000;
     d->wait_timeout_ms = p->wait_timeout_ms ? p->wait_timeout_ms : patience_ms;
     d->memory_limit_bytes = p->memory_limit_bytes ? p->memory_limit_bytes : UINT64_MAX;

@@ -313,7 +313,7 @@ ful_result facts_read(const ful_instance *in, VkPhysicalDevice physical, uint32_
     vkGetPhysicalDeviceMemoryProperties(physical, &facts->memory);
     caps->device_memory_bytes = memory_local_bytes(&facts->memory, false);
     caps->host_visible_local_bytes = memory_local_bytes(&facts->memory, true);
-    caps->unified_memory = memory_is_unified(&facts->memory);
+    caps->unified_memory = memory_is_unified(&facts->memory, info->kind);
 
     caps->features = features_bits(&have);
     caps->subgroup_size = subgroup.subgroupSize ? subgroup.subgroupSize : 1;

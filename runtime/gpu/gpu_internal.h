@@ -127,10 +127,11 @@ void memory_free(ful_device *device, gpu_buffer *b);
 bool memory_reads_fast(const ful_device *device, const gpu_buffer *b);
 /* Indices of the memory types to try, best first; returns how many. allowed_types: a bit for each.
  */
-uint32_t memory_rank(const VkPhysicalDeviceMemoryProperties *m, gpu_memory kind, uint64_t bytes,
-                     uint32_t allowed_types, uint32_t out[VK_MAX_MEMORY_TYPES]);
-/* True if the host can see every device-local heap. */
-bool memory_is_unified(const VkPhysicalDeviceMemoryProperties *m);
+uint32_t memory_rank(const VkPhysicalDeviceMemoryProperties *m, bool unified, gpu_memory kind,
+                     uint64_t bytes, uint32_t allowed_types, uint32_t out[VK_MAX_MEMORY_TYPES]);
+/* True if host and device share their memory. A discrete GPU with a resizable BAR shows the same
+ * heaps, but host reads of them cross the bus. */
+bool memory_is_unified(const VkPhysicalDeviceMemoryProperties *m, ful_device_kind kind);
 uint64_t memory_local_bytes(const VkPhysicalDeviceMemoryProperties *m, bool visible_only);
 
 /* ---- pipeline.c ---- */
@@ -142,8 +143,8 @@ struct gpu_pipeline {
     bool wants_subgroup_size;
     uint64_t hash;
     const pipeline_layout *layout;
-    VkPipeline vk;     /* VK_NULL_HANDLE until compiled */
-    ful_result result; /* of the compilation */
+    VkPipeline vk;         /* VK_NULL_HANDLE until compiled */
+    _Atomic bool seasoned; /* a finished submission held it: drivers may compile in the first */
 };
 
 /* As gpu_pipeline_get with SPIR-V of the caller's own, which must outlive the device. */

@@ -85,6 +85,8 @@ static VKAPI_ATTR VkBool32 VKAPI_CALL message_received(
     bool about_use = (types & (VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT |
                                VK_DEBUG_UTILS_MESSAGE_TYPE_PERFORMANCE_BIT_EXT)) != 0;
     bool error = (severity & VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT) != 0;
+    /* volk asks for every function by vkGetDeviceProcAddr. */
+    bool from_volk = strcmp(id, "WARNING-vkGetDeviceProcAddr-device") == 0;
     bool hazard = strncmp(id, "SYNC-HAZARD", 11) == 0;
     ful_log_level level = FUL_LOG_TRACE;
     if (about_use && (error || hazard)) {
@@ -92,7 +94,7 @@ static VKAPI_ATTR VkBool32 VKAPI_CALL message_received(
         level = FUL_LOG_ERROR;
     } else if (error || (severity & VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT)) {
         /* The loader reports drivers that it could not open as errors; they are not ours. */
-        level = about_use ? FUL_LOG_WARNING : FUL_LOG_DEBUG;
+        level = about_use && !from_volk ? FUL_LOG_WARNING : FUL_LOG_DEBUG;
     }
     log_write(&instance->log, level, "vulkan: %s: %s", id, text);
     return VK_FALSE;

@@ -28,9 +28,11 @@ static bool heap_is_visible(const VkPhysicalDeviceMemoryProperties *m, uint32_t 
     return false;
 }
 
-bool memory_is_unified(const VkPhysicalDeviceMemoryProperties *m)
+bool memory_is_unified(const VkPhysicalDeviceMemoryProperties *m, ful_device_kind kind)
 {
     bool any = false;
+    if (kind == FUL_DEVICE_DISCRETE || kind == FUL_DEVICE_VIRTUAL)
+        return false;
     for (uint32_t i = 0; i < m->memoryHeapCount; i++) {
         if (!heap_is_local(m, i))
             continue;
@@ -108,11 +110,10 @@ static bool type_matches(VkMemoryPropertyFlags flags, preference p)
     return (flags & ~plain) == 0 && (flags & p.with) == p.with && (flags & p.without) == 0;
 }
 
-uint32_t memory_rank(const VkPhysicalDeviceMemoryProperties *m, gpu_memory kind, uint64_t bytes,
-                     uint32_t allowed_types, uint32_t out[VK_MAX_MEMORY_TYPES])
+uint32_t memory_rank(const VkPhysicalDeviceMemoryProperties *m, bool unified, gpu_memory kind,
+                     uint64_t bytes, uint32_t allowed_types, uint32_t out[VK_MAX_MEMORY_TYPES])
 {
     preference preferences[PREFERENCE_COUNT];
-    bool unified = memory_is_unified(m);
     uint32_t n = 0;
     preferences_fill(unified, kind, bytes, preferences);
     for (int i = 0; i < PREFERENCE_COUNT; i++) {
@@ -238,7 +239,8 @@ ful_result memory_allocate(ful_device *d, gpu_memory kind, gpu_buffer *b)
     uint32_t types[VK_MAX_MEMORY_TYPES];
     d->fn.vkGetBufferMemoryRequirements(d->vk, b->vk, &need);
     b->memory_bytes = (need.size + 255) & ~(uint64_t)255;
-    uint32_t n = memory_rank(&d->facts.memory, kind, b->bytes, need.memoryTypeBits, types);
+    uint32_t n = memory_rank(&d->facts.memory, d->info.caps.unified_memory, kind, b->bytes,
+                             need.memoryTypeBits, types);
     for (uint32_t i = 0; i < n; i++) {
         VkResult r = type_try(d, types[i], b);
         if (r == VK_SUCCESS)

@@ -38,11 +38,13 @@ static VkPhysicalDeviceMemoryProperties make(const heap_row *heaps, uint32_t hea
     return m;
 }
 
+static bool unified; /* the device in question */
+
 /* The best type; UINT32_MAX if there is none. */
 static uint32_t best(const VkPhysicalDeviceMemoryProperties *m, gpu_memory kind, uint64_t bytes)
 {
     uint32_t order[VK_MAX_MEMORY_TYPES];
-    uint32_t n = memory_rank(m, kind, bytes, UINT32_MAX, order);
+    uint32_t n = memory_rank(m, unified, kind, bytes, UINT32_MAX, order);
     return n ? order[0] : UINT32_MAX;
 }
 
@@ -50,7 +52,7 @@ static bool among(const VkPhysicalDeviceMemoryProperties *m, gpu_memory kind, ui
                   uint32_t type)
 {
     uint32_t order[VK_MAX_MEMORY_TYPES];
-    uint32_t n = memory_rank(m, kind, bytes, UINT32_MAX, order);
+    uint32_t n = memory_rank(m, unified, kind, bytes, UINT32_MAX, order);
     bool found = false;
     for (uint32_t i = 0; i < n; i++)
         found = found || order[i] == type;
@@ -61,10 +63,12 @@ static bool among(const VkPhysicalDeviceMemoryProperties *m, gpu_memory kind, ui
 static void test_discrete_small_window(void **state)
 {
     (void)state;
+    unified = false;
     const heap_row heaps[] = {{8 * GIB, 1}, {16 * GIB, 0}, {256 * MIB, 1}};
     const type_row types[] = {{L, 0}, {V | C, 1}, {V | C | K, 1}, {L | V | C, 2}};
     VkPhysicalDeviceMemoryProperties m = make(heaps, 3, types, 4);
-    assert_false(memory_is_unified(&m));
+    assert_false(memory_is_unified(&m, FUL_DEVICE_DISCRETE));
+    assert_false(memory_is_unified(&m, FUL_DEVICE_INTEGRATED));
     assert_true(memory_local_bytes(&m, false) == 8 * GIB + 256 * MIB);
     assert_true(memory_local_bytes(&m, true) == 256 * MIB);
     assert_int_equal(best(&m, GPU_MEMORY_DEVICE, 64 * MIB), 0);
@@ -81,10 +85,14 @@ static void test_discrete_small_window(void **state)
 static void test_discrete_resizable(void **state)
 {
     (void)state;
+    unified = false;
     const heap_row heaps[] = {{16 * GIB, 1}, {32 * GIB, 0}};
     const type_row types[] = {{L, 0}, {V | C, 1}, {V | C | K, 1}, {L | V | C, 0}};
     VkPhysicalDeviceMemoryProperties m = make(heaps, 2, types, 4);
+    assert_false(memory_is_unified(&m, FUL_DEVICE_DISCRETE)); /* though all is visible */
     assert_int_equal(best(&m, GPU_MEMORY_DEVICE, 512 * MIB), 3);
+    assert_int_equal(best(&m, GPU_MEMORY_HOST, 8 * MIB), 1); /* staging is not worth VRAM */
+    assert_int_equal(best(&m, GPU_MEMORY_HOST, 64), 3);
     assert_int_equal(best(&m, GPU_MEMORY_READBACK, MIB), 2);
 }
 
@@ -92,6 +100,7 @@ static void test_discrete_resizable(void **state)
 static void test_discrete_partial_window(void **state)
 {
     (void)state;
+    unified = false;
     const heap_row heaps[] = {{16 * GIB, 1}, {32 * GIB, 0}, {512 * MIB, 1}};
     const type_row types[] = {{L, 0}, {V | C, 1}, {L | V | C, 2}};
     VkPhysicalDeviceMemoryProperties m = make(heaps, 3, types, 3);
@@ -102,10 +111,12 @@ static void test_discrete_partial_window(void **state)
 static void test_unified(void **state)
 {
     (void)state;
+    unified = true;
     const heap_row heaps[] = {{6 * GIB, 1}};
     const type_row types[] = {{L, 0}, {L | V | C, 0}, {L | V | K, 0}};
     VkPhysicalDeviceMemoryProperties m = make(heaps, 1, types, 3);
-    assert_true(memory_is_unified(&m));
+    assert_true(memory_is_unified(&m, FUL_DEVICE_INTEGRATED));
+    assert_true(memory_is_unified(&m, FUL_DEVICE_CPU));
     assert_int_equal(best(&m, GPU_MEMORY_DEVICE, 64 * MIB), 1);
     assert_int_equal(best(&m, GPU_MEMORY_HOST, 8 * MIB), 1);
     assert_int_equal(best(&m, GPU_MEMORY_READBACK, MIB), 2); /* cached, though not coherent */
@@ -115,6 +126,7 @@ static void test_unified(void **state)
 static void test_unified_without_cached(void **state)
 {
     (void)state;
+    unified = true;
     const heap_row heaps[] = {{6 * GIB, 1}};
     const type_row types[] = {{L, 0}, {L | V | C, 0}};
     VkPhysicalDeviceMemoryProperties m = make(heaps, 1, types, 2);
@@ -126,15 +138,16 @@ static void test_unified_without_cached(void **state)
 static void test_special_types(void **state)
 {
     (void)state;
+    unified = true;
     const heap_row heaps[] = {{4 * GIB, 1}};
     const type_row types[] = {{L | 0x20, 0}, {L | V | C | 0x40, 0}, {L | 0x10, 0}, {L | V, 0}};
     VkPhysicalDeviceMemoryProperties m = make(heaps, 1, types, 4);
     for (int kind = GPU_MEMORY_DEVICE; kind <= GPU_MEMORY_READBACK; kind++) {
         uint32_t order[VK_MAX_MEMORY_TYPES];
-        uint32_t n = memory_rank(&m, (gpu_memory)kind, 4096, UINT32_MAX, order);
+        uint32_t n = memory_rank(&m, unified, (gpu_memory)kind, 4096, UINT32_MAX, order);
         assert_int_equal(n, 1);
         assert_int_equal(order[0], 3);
-        assert_int_equal(memory_rank(&m, (gpu_memory)kind, 4096, 7, order), 0);
+        assert_int_equal(memory_rank(&m, unified, (gpu_memory)kind, 4096, 7, order), 0);
     }
 }
 

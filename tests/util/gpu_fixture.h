@@ -4,7 +4,7 @@
 
 #include "gpu/gpu_internal.h"
 
-/* What the log said. */
+/* What the log said; warnings are those of the library itself. */
 typedef struct log_seen {
     _Atomic int messages, warnings, errors;
     char last_warning[400];
