@@ -10,13 +10,28 @@ typedef struct chat {
     cli_model *m;
     const cli_sampling *sampling;
     ful_chat_format format;
-    ful_chat_message *messages;
+    ful_chat_message *messages; /* replies are left empty: their tokens are in ids */
     size_t count, capacity;
-    char *reply; /* of the assistant, while it grows */
-    size_t reply_bytes, reply_capacity;
+    int32_t *ids; /* the conversation, the model's own tokens as it drew them */
+    size_t n, ids_capacity;
     ful_utf8_stream stream;
     int32_t end_token;
 } chat;
+
+static bool add_ids(chat *c, const int32_t *ids, size_t n)
+{
+    if (c->n + n > c->ids_capacity) {
+        size_t capacity = 2 * (c->n + n) + 256;
+        int32_t *grown = realloc(c->ids, capacity * sizeof *grown);
+        if (!grown)
+            return false;
+        c->ids = grown;
+        c->ids_capacity = capacity;
+    }
+    memcpy(c->ids + c->n, ids, n * sizeof *ids);
+    c->n += n;
+    return true;
+}
 
 static bool add_message(chat *c, ful_role role, const char *text, size_t bytes)
 {
@@ -48,64 +63,57 @@ static bool on_token(void *ctx, int32_t token)
         fflush(stdout);
     }
     free(out);
-    if (c->reply_bytes + n + 1 > c->reply_capacity) {
-        size_t capacity = 2 * (c->reply_bytes + n) + 1024;
-        char *grown = realloc(c->reply, capacity);
-        if (!grown)
-            return false;
-        c->reply = grown;
-        c->reply_capacity = capacity;
-    }
-    if (bytes)
-        memcpy(c->reply + c->reply_bytes, bytes, n);
-    c->reply_bytes += bytes ? n : 0;
-    return !cli_interrupted();
+    return add_ids(c, &token, 1) && !cli_interrupted();
 }
 
-/* The conversation as tokens, begin token in front where the model has one. */
-static int32_t *conversation(const chat *c, size_t *count)
+/* The tokens of all messages, with the head of a reply or without. NULL: see ful_last_error. */
+static int32_t *encode_messages(const chat *c, bool head, size_t *count)
 {
-    const ful_chat_params *params = ful_chat_params(.format = c->format);
-    int32_t bos = c->sampling->no_bos ? -1 : ful_model_get_info(c->m->model)->bos_token_id;
-    size_t n = 0, front = bos >= 0;
+    const ful_chat_params *params = ful_chat_params(.format = c->format, .no_reply = !head);
+    size_t n = 0;
     if (ful_chat_encode(c->m->tokenizer, c->messages, c->count, params, NULL, &n) != FUL_OK)
         return NULL;
-    int32_t *ids = malloc((n + front) * sizeof *ids);
-    if (ids && front)
-        ids[0] = bos;
-    if (ids && ful_chat_encode(c->m->tokenizer, c->messages, c->count, params, ids + front, &n) !=
-                   FUL_OK) {
+    int32_t *ids = malloc((n + 1) * sizeof *ids);
+    if (ids && ful_chat_encode(c->m->tokenizer, c->messages, c->count, params, ids, &n) != FUL_OK) {
         free(ids);
         return NULL;
     }
-    *count = n + front;
+    *count = n;
     return ids;
 }
 
+/* Adds to ids what the messages have beyond their first `known` tokens. Text that the model wrote
+ * may come back from the tokenizer as other tokens; this way what the session holds stays valid. */
+static bool add_messages(chat *c, bool head, size_t *known)
+{
+    size_t n = 0;
+    int32_t *ids = encode_messages(c, head, &n);
+    bool ok = ids && n >= *known && add_ids(c, ids + *known, n - *known);
+    *known = n;
+    free(ids);
+    return ok;
+}
+
 /* Feeds what the session does not hold yet; starts over if what it holds is no prefix. */
-static ful_result feed(chat *c, const int32_t *ids, size_t n)
+static ful_result feed(chat *c)
 {
     const int32_t *have;
     size_t held = ful_session_tokens(c->m->session, &have), same = 0;
-    while (same < held && same < n && have[same] == ids[same])
+    while (same < held && same < c->n && have[same] == c->ids[same])
         same++;
-    if (same < held || same == n) {
+    if (same < held || same == c->n) {
         ful_result r = ful_session_reset(c->m->session);
         if (r != FUL_OK)
             return r;
         same = 0;
     }
-    return ful_prefill(c->m->session, ids + same, n - same);
+    return cli_prefill(c->m, c->ids + same, c->n - same);
 }
 
-static bool turn(chat *c)
+static ful_result answer(chat *c)
 {
-    size_t n;
-    int32_t *ids = conversation(c, &n);
     ful_sampler_params sampler = cli_sampler(c->sampling);
-    ful_result r = ids ? feed(c, ids, n) : FUL_ERR_ARGUMENT;
-    free(ids);
-    c->reply_bytes = 0;
+    ful_result r = feed(c);
     c->stream = (ful_utf8_stream){0};
     if (r == FUL_OK)
         r = ful_generate(c->m->session,
@@ -116,10 +124,21 @@ static bool turn(chat *c)
     char end[8];
     fwrite(end, 1, ful_utf8_stream_finish(&c->stream, end), stdout);
     putchar('\n');
-    cli_clear_interrupt();
-    if (r != FUL_OK)
+    fflush(stdout);
+    return r == FUL_ERR_CANCELLED && cli_interrupted() ? FUL_OK : r;
+}
+
+/* One message and its answer; *known counts the tokens of the messages so far. */
+static bool turn(chat *c, const char *line, size_t *known)
+{
+    if (!add_message(c, FUL_ROLE_USER, line, strlen(line)) || !add_messages(c, true, known))
+        return cli_fail("preparing the message") == CLI_OK;
+    if (answer(c) != FUL_OK)
         return cli_fail("answering") == CLI_OK;
-    return add_message(c, FUL_ROLE_ASSISTANT, c->reply ? c->reply : "", c->reply_bytes);
+    cli_clear_interrupt();
+    if (!add_message(c, FUL_ROLE_ASSISTANT, "", 0) || !add_messages(c, false, known))
+        return cli_fail("preparing the conversation") == CLI_OK;
+    return true;
 }
 
 /* One line of any length from standard input, without its newline; false at the end. */
@@ -148,41 +167,41 @@ static bool read_line(char **line, size_t *capacity)
 static int talk(chat *c, bool stats)
 {
     char *line = NULL;
-    size_t capacity = 0;
+    size_t capacity = 0, known = 0;
     int code = CLI_OK;
-    fprintf(stderr, "Type a message; Ctrl-C stops an answer, Ctrl-D or /quit ends.\n");
-    for (;;) {
-        fputs("> ", stdout);
-        fflush(stdout);
-        if (!read_line(&line, &capacity) || cli_interrupted() || strcmp(line, "/quit") == 0)
-            break;
-        if (!*line)
-            continue;
-        if (!add_message(c, FUL_ROLE_USER, line, strlen(line)) || !turn(c)) {
-            code = CLI_FAILED;
-            break;
+    bool person = cli_is_terminal(stdin);
+    int32_t bos = c->sampling->no_bos ? -1 : ful_model_get_info(c->m->model)->bos_token_id;
+    if (bos >= 0 && !add_ids(c, &bos, 1))
+        return CLI_FAILED;
+    if (person)
+        fprintf(stderr, "Type a message; Ctrl-C stops an answer, Ctrl-D or /quit ends.\n");
+    while (code == CLI_OK) {
+        if (person) {
+            fputs("> ", stdout);
+            fflush(stdout);
         }
+        bool got = read_line(&line, &capacity);
+        if (cli_interrupted())
+            code = CLI_INTERRUPTED;
+        else if (!got || strcmp(line, "/quit") == 0)
+            break;
+        else if (*line && !turn(c, line, &known))
+            code = CLI_FAILED;
     }
-    putchar('\n');
+    if (person)
+        putchar('\n');
     free(line);
     if (stats)
         print_stats(c->m, 0);
     return code;
 }
 
-static bool choose_format(const ful_tokenizer *t, const char *text, ful_chat_format *format)
+static ful_chat_format choose_format(const ful_tokenizer *t, const char *text)
 {
     static const char m1_mark[] = "<begin_of_document>";
-    if (!text)
-        *format = ful_tokenizer_token_id(t, m1_mark, sizeof m1_mark - 1) >= 0 ? FUL_CHAT_M1
-                                                                              : FUL_CHAT_TEXT_01;
-    else if (strcmp(text, "m1") == 0)
-        *format = FUL_CHAT_M1;
-    else if (strcmp(text, "text-01") == 0)
-        *format = FUL_CHAT_TEXT_01;
-    else
-        return fprintf(stderr, "fulgur: --format is text-01 or m1, not '%s'\n", text), false;
-    return true;
+    bool m1 = text ? strcmp(text, "m1") == 0
+                   : ful_tokenizer_token_id(t, m1_mark, sizeof m1_mark - 1) >= 0;
+    return m1 ? FUL_CHAT_M1 : FUL_CHAT_TEXT_01;
 }
 
 static int run(int argc, char **argv)
@@ -193,7 +212,7 @@ static int run(int argc, char **argv)
     bool stats = false;
     cli_option options[CLI_MODEL_OPTIONS + CLI_SAMPLING_OPTIONS + 3] = {
         {0, "system", "TEXT", CLI_TEXT, &system, "system message"},
-        {0, "format", "text-01|m1", CLI_TEXT, &format,
+        {0, "format", "text-01|m1", CLI_CHOICE, &format,
          "chat format (default: m1 if the tokenizer knows its mark)"},
         {0, "stats", NULL, CLI_FLAG, &stats, "print times and memory at the end"},
     };
@@ -208,19 +227,22 @@ static int run(int argc, char **argv)
         return CLI_USAGE;
     }
     cli_watch_interrupt();
-    if (!cli_open_model(&m, argv[first], true, 0))
-        return cli_interrupted() ? CLI_INTERRUPTED : CLI_FAILED;
+    code = cli_open_tokenizer(&m, argv[first]);
+    if (code == CLI_OK)
+        code = cli_open_model(&m, argv[first], 0);
+    if (code != CLI_OK)
+        return code;
     static const char end_mark[] = "<end_of_sentence>";
-    chat c = {.m = &m, .sampling = &sampling};
+    chat c = {.m = &m, .sampling = &sampling, .format = choose_format(m.tokenizer, format)};
     c.end_token = ful_tokenizer_token_id(m.tokenizer, end_mark, sizeof end_mark - 1);
-    code = CLI_FAILED;
-    if (choose_format(m.tokenizer, format, &c.format) &&
-        (!system || add_message(&c, FUL_ROLE_SYSTEM, system, strlen(system))))
+    if (!system || add_message(&c, FUL_ROLE_SYSTEM, system, strlen(system)))
         code = talk(&c, stats);
+    else
+        code = CLI_FAILED;
     for (size_t i = 0; i < c.count; i++)
         free((void *)(uintptr_t)c.messages[i].text);
     free(c.messages);
-    free(c.reply);
+    free(c.ids);
     cli_close_model(&m);
     return code;
 }

@@ -1,3 +1,4 @@
+/* What the commands share: options, files, text, Ctrl-C. */
 #include "cli.h"
 
 #include <errno.h>
@@ -8,7 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#ifdef _WIN32
+#include <io.h>
+#else
 #include <unistd.h>
+#endif
 
 /* ---- options ---- */
 
@@ -28,6 +33,19 @@ static void print_help(const cli_command *c, const cli_option *options, int coun
     printf("  -h, --help                 this text\n");
 }
 
+/* True if `text` is one of the words in "one|two". */
+static bool is_choice(const char *words, const char *text)
+{
+    size_t bytes = strlen(text);
+    for (const char *w = words; *w;) {
+        size_t n = strcspn(w, "|");
+        if (n == bytes && memcmp(w, text, n) == 0)
+            return true;
+        w += n + (w[n] == '|');
+    }
+    return false;
+}
+
 static bool store(const cli_command *c, const cli_option *o, const char *text)
 {
     char *end = NULL;
@@ -39,6 +57,14 @@ static bool store(const cli_command *c, const cli_option *o, const char *text)
     case CLI_TEXT:
         *(const char **)o->target = text;
         return true;
+    case CLI_CHOICE:
+        if (is_choice(o->value, text)) {
+            *(const char **)o->target = text;
+            return true;
+        }
+        fprintf(stderr, "fulgur %s: --%s is one of %s, not '%s'\n", c->name, o->name, o->value,
+                text);
+        return false;
     case CLI_UINT:
     case CLI_UINT64: {
         unsigned long long v = strtoull(text, &end, 10);
@@ -52,16 +78,23 @@ static bool store(const cli_command *c, const cli_option *o, const char *text)
         }
         break;
     }
-    case CLI_FLOAT: {
+    case CLI_FLOAT:
+    case CLI_SHARE: {
         float v = strtof(text, &end);
-        if (end != text && *end == 0 && isfinite(v)) {
+        bool fits = v >= 0.0f && (o->kind == CLI_FLOAT || v <= 1.0f);
+        if (end != text && *end == 0 && isfinite(v) && fits) {
             *(float *)o->target = v;
             return true;
         }
         break;
     }
     }
-    fprintf(stderr, "fulgur %s: --%s takes a number, not '%s'\n", c->name, o->name, text);
+    static const char *const wanted[] = {[CLI_UINT] = "a whole number below 4294967296",
+                                         [CLI_UINT64] = "a whole number",
+                                         [CLI_FLOAT] = "a number of at least 0",
+                                         [CLI_SHARE] = "a number from 0 to 1"};
+    fprintf(stderr, "fulgur %s: --%s takes %s, not '%s'\n", c->name, o->name, wanted[o->kind],
+            text);
     return false;
 }
 
@@ -84,11 +117,17 @@ int cli_parse(const cli_command *command, int argc, char **argv, const cli_optio
     shorts[at] = 0;
     longs[count] = (struct option){"help", no_argument, NULL, 'h'};
     longs[count + 1] = (struct option){0};
+    char program[32]; /* getopt puts it before its complaints */
+    snprintf(program, sizeof program, "fulgur %s", command->name);
+    char *name = argv[0];
+    argv[0] = program;
     optind = 1;
-    for (int got; (got = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
+    int code = -1;
+    for (int got; code < 0 && (got = getopt_long(argc, argv, shorts, longs, NULL)) != -1;) {
         if (got == 'h') {
             print_help(command, options, count);
-            return CLI_OK;
+            code = CLI_OK;
+            continue;
         }
         const cli_option *o = got > HELP_VALUE ? &options[got - HELP_VALUE - 1] : NULL;
         for (int i = 0; i < count && !o; i++)
@@ -96,27 +135,14 @@ int cli_parse(const cli_command *command, int argc, char **argv, const cli_optio
                 o = &options[i];
         if (!o) {
             fprintf(stderr, "try 'fulgur %s --help'\n", command->name);
-            return CLI_USAGE;
+            code = CLI_USAGE;
+        } else if (!store(command, o, optarg)) {
+            code = CLI_USAGE;
         }
-        if (!store(command, o, optarg))
-            return CLI_USAGE;
     }
+    argv[0] = name;
     *first = optind;
-    return -1;
-}
-
-void cli_model_options(cli_model *m, cli_option *out)
-{
-    const cli_option options[CLI_MODEL_OPTIONS] = {
-        {'d', "device", "WHICH", CLI_TEXT, &m->device_text,
-         "device by number, UUID or part of its name"},
-        {0, "precision", "f32|f16", CLI_TEXT, &m->precision_text, "arithmetic of matrix products"},
-        {0, "decay", "hf|orig", CLI_TEXT, &m->decay_text, "decay rule of lightning layers"},
-        {'c', "context", "N", CLI_UINT, &m->context, "tokens the session can hold"},
-        {0, "chunk", "N", CLI_UINT, &m->chunk, "largest prefill chunk, in tokens"},
-        {'v', "verbose", NULL, CLI_FLAG, &m->verbose, "say more on standard error"},
-    };
-    memcpy(out, options, sizeof options);
+    return code;
 }
 
 void cli_sampling_options(cli_sampling *s, cli_option *out)
@@ -127,11 +153,12 @@ void cli_sampling_options(cli_sampling *s, cli_option *out)
          "temperature; 0 = always the likeliest token (default 0.8)"},
         {0, "top-k", "N", CLI_UINT, &s->top_k,
          "draw from the N likeliest tokens; 0 = all (default 40)"},
-        {0, "top-p", "X", CLI_FLOAT, &s->top_p,
+        {0, "top-p", "X", CLI_SHARE, &s->top_p,
          "draw from the likeliest tokens of total probability X"},
-        {0, "min-p", "X", CLI_FLOAT, &s->min_p,
+        {0, "min-p", "X", CLI_SHARE, &s->min_p,
          "drop tokens less than X times as likely as the likeliest"},
-        {'n', "max-tokens", "N", CLI_UINT, &s->max_tokens, "stop after N tokens (default 256)"},
+        {'n', "max-tokens", "N", CLI_UINT, &s->max_tokens,
+         "stop after N tokens; 0 = when the model or the context ends (default 256)"},
         {0, "no-bos", NULL, CLI_FLAG, &s->no_bos, "do not put the model's begin token in front"},
     };
     *s = (cli_sampling){.seed = (uint64_t)time(NULL), .temp = 0.8f, .top_k = 40, .max_tokens = 256};
@@ -146,150 +173,6 @@ ful_sampler_params cli_sampler(const cli_sampling *s)
                                 .top_k = s->top_k,
                                 .top_p = s->top_p,
                                 .min_p = s->min_p};
-}
-
-/* ---- opening ---- */
-
-int cli_fail(const char *context)
-{
-    fprintf(stderr, "fulgur: %s: %s\n", context, ful_last_error());
-    return CLI_FAILED;
-}
-
-static void print_log(void *ctx, ful_log_level level, const char *message)
-{
-    (void)ctx;
-    static const char *const names[] = {"", "error: ", "warning: ", "", "", ""};
-    fprintf(stderr, "fulgur: %s%s\n", names[level], message);
-}
-
-bool cli_open_instance(ful_instance **instance, bool verbose)
-{
-    ful_result r = ful_instance_create(
-        instance, ful_instance_params(.log = print_log,
-                                      .log_level = verbose ? FUL_LOG_DEBUG : FUL_LOG_WARNING));
-    return r == FUL_OK || cli_fail("starting") == CLI_OK;
-}
-
-static bool parse_uuid(const char *text, uint8_t uuid[16])
-{
-    int digits = 0;
-    memset(uuid, 0, 16);
-    for (; *text; text++) {
-        if (*text == '-')
-            continue;
-        int v = *text >= '0' && *text <= '9'   ? *text - '0'
-                : *text >= 'a' && *text <= 'f' ? *text - 'a' + 10
-                : *text >= 'A' && *text <= 'F' ? *text - 'A' + 10
-                                               : -1;
-        if (v < 0 || digits == 32)
-            return false;
-        uuid[digits / 2] = (uint8_t)(uuid[digits / 2] << 4 | v);
-        digits++;
-    }
-    return digits == 32;
-}
-
-static ful_result open_device(cli_model *m)
-{
-    ful_device_params p = {.struct_size = sizeof p};
-    uint8_t uuid[16];
-    uint32_t index;
-    if (m->device_text) {
-        char *end;
-        unsigned long number = strtoul(m->device_text, &end, 10);
-        index = (uint32_t)number;
-        if (parse_uuid(m->device_text, uuid))
-            p.uuid = uuid;
-        else if (*m->device_text && *end == 0)
-            p.index = &index;
-        else
-            p.name_part = m->device_text;
-    }
-    return ful_device_open(&m->device, m->instance, &p);
-}
-
-typedef struct bar {
-    bool shown;
-    uint64_t start_ns;
-} bar;
-
-static bool show_bar(void *ctx, const ful_progress *p)
-{
-    bar *b = ctx;
-    static const char *const names[] = {"", "reading", "loading", "compiling"};
-    if (cli_interrupted())
-        return false;
-    /* A bar that flashes by for a small model is noise. */
-    if (!isatty(STDERR_FILENO) || cli_now_ns() - b->start_ns < 300000000u)
-        return true;
-    int full = (int)(30 * p->done / p->total);
-    fprintf(stderr, "\r%-9s [%.*s%*s] %3d %%", names[p->phase], full,
-            "##############################", 30 - full, "", (int)(100 * p->done / p->total));
-    b->shown = true;
-    return true;
-}
-
-static bool choose_plan(const cli_model *m, size_t context, ful_plan_params *p)
-{
-    *p = (ful_plan_params){.struct_size = sizeof *p,
-                           .max_tokens = m->context ? m->context : context,
-                           .chunk_tokens = m->chunk};
-    if (m->precision_text && strcmp(m->precision_text, "f32") == 0)
-        p->precision = FUL_PRECISION_F32;
-    else if (m->precision_text && strcmp(m->precision_text, "f16") == 0)
-        p->precision = FUL_PRECISION_F16;
-    else if (m->precision_text)
-        return fprintf(stderr, "fulgur: --precision is f32 or f16, not '%s'\n", m->precision_text),
-               false;
-    if (m->decay_text && strcmp(m->decay_text, "hf") == 0)
-        p->decay = FUL_DECAY_HF;
-    else if (m->decay_text && strcmp(m->decay_text, "orig") == 0)
-        p->decay = FUL_DECAY_ORIG;
-    else if (m->decay_text)
-        return fprintf(stderr, "fulgur: --decay is hf or orig, not '%s'\n", m->decay_text), false;
-    return true;
-}
-
-bool cli_open_model(cli_model *m, const char *path, bool with_tokenizer, size_t context)
-{
-    ful_plan_params params;
-    ful_plan plan;
-    bar b = {.start_ns = cli_now_ns()};
-    if (!choose_plan(m, context, &params) || !cli_open_instance(&m->instance, m->verbose))
-        return false;
-    ful_result r = open_device(m);
-    if (r == FUL_OK && params.max_tokens > 0) {
-        ful_model_info info;
-        r = ful_model_inspect(m->instance, path, &info);
-        if (r == FUL_OK && !m->context && params.max_tokens > info.context_length)
-            params.max_tokens = info.context_length;
-    }
-    if (r == FUL_OK)
-        r = ful_model_plan(m->instance, path, m->device, &params, &plan);
-    if (r == FUL_OK && with_tokenizer)
-        r = ful_tokenizer_load(&m->tokenizer, m->instance, path);
-    if (r == FUL_OK)
-        r = ful_model_load(&m->model, m->device, path, &plan, show_bar, &b);
-    if (b.shown)
-        fprintf(stderr, "\r%60s\r", "");
-    if (r == FUL_OK)
-        r = ful_session_create(&m->session, m->model, ful_session_params(.profile = m->profile));
-    m->load_ns = cli_now_ns() - b.start_ns;
-    if (r != FUL_OK) {
-        cli_fail(path);
-        cli_close_model(m);
-    }
-    return r == FUL_OK;
-}
-
-void cli_close_model(cli_model *m)
-{
-    ful_session_destroy(&m->session);
-    ful_model_destroy(&m->model);
-    ful_tokenizer_destroy(&m->tokenizer);
-    ful_device_close(&m->device);
-    ful_instance_destroy(&m->instance);
 }
 
 /* ---- text ---- */
@@ -383,15 +266,26 @@ static volatile sig_atomic_t interrupted;
 
 static void on_interrupt(int signal_number)
 {
-    (void)signal_number;
+    /* A second one while the first waits to be seen: something hangs. */
+    if (interrupted)
+        _Exit(CLI_INTERRUPTED);
     interrupted = 1;
+#ifdef _WIN32
+    signal(signal_number, on_interrupt);
+#else
+    (void)signal_number;
+#endif
 }
 
 void cli_watch_interrupt(void)
 {
+#ifdef _WIN32
+    signal(SIGINT, on_interrupt);
+#else
     struct sigaction action = {.sa_handler = on_interrupt};
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
+#endif
 }
 
 bool cli_interrupted(void)
@@ -404,9 +298,22 @@ void cli_clear_interrupt(void)
     interrupted = 0;
 }
 
+bool cli_is_terminal(FILE *file)
+{
+#ifdef _WIN32
+    return _isatty(_fileno(file)) != 0;
+#else
+    return isatty(fileno(file)) != 0;
+#endif
+}
+
 uint64_t cli_now_ns(void)
 {
     struct timespec t;
+#ifdef _WIN32
+    timespec_get(&t, TIME_UTC);
+#else
     clock_gettime(CLOCK_MONOTONIC, &t);
+#endif
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }

@@ -3,6 +3,8 @@
 #ifndef FULGUR_SAMPLES_CLI_H
 #define FULGUR_SAMPLES_CLI_H
 
+#include <stdio.h>
+
 #include <fulgur/model.h>
 #include <fulgur/session.h>
 #include <fulgur/tokenizer.h>
@@ -10,7 +12,15 @@
 /* Exit codes. */
 enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_INTERRUPTED = 130 };
 
-typedef enum cli_kind { CLI_FLAG, CLI_TEXT, CLI_UINT, CLI_UINT64, CLI_FLOAT } cli_kind;
+typedef enum cli_kind {
+    CLI_FLAG,
+    CLI_TEXT,
+    CLI_CHOICE, /* one of the words that `value` lists: "one|two" */
+    CLI_UINT,
+    CLI_UINT64,
+    CLI_FLOAT, /* at least 0 */
+    CLI_SHARE  /* 0 to 1 */
+} cli_kind;
 
 typedef struct cli_option {
     char letter;       /* 0 = none */
@@ -53,14 +63,29 @@ typedef struct cli_model {
 enum { CLI_MODEL_OPTIONS = 6 };
 void cli_model_options(cli_model *m, cli_option *out); /* fills CLI_MODEL_OPTIONS of them */
 
-/* Each prints what went wrong and returns false. */
-bool cli_open_instance(ful_instance **instance, bool verbose);
-/* context: tokens wanted if the user did not say; 0 = default */
-bool cli_open_model(cli_model *m, const char *path, bool with_tokenizer, size_t context);
+/* Prints "fulgur: CONTEXT: ful_last_error()", without CONTEXT if the error names it. Returns
+ * CLI_FAILED. */
+int cli_fail(const char *context);
+bool cli_open_instance(ful_instance **instance, bool verbose); /* false: printed why */
+
+/* Both return an exit code after printing what went wrong and closing everything. The tokenizer may
+ * come first. context: tokens wanted if the user did not say; 0 = default. */
+int cli_open_tokenizer(cli_model *m, const char *path);
+int cli_open_model(cli_model *m, const char *path, size_t context);
 void cli_close_model(cli_model *m);
 
-/* Prints "fulgur: CONTEXT: ful_last_error()". Returns CLI_FAILED. */
-int cli_fail(const char *context);
+/* ful_prefill that Ctrl-C stops between chunks: FUL_ERR_CANCELLED. */
+ful_result cli_prefill(cli_model *m, const int32_t *ids, size_t n);
+
+/* Progress on standard error if that is a terminal, from a third of a second on. */
+typedef struct cli_bar {
+    uint64_t start_ns;
+    const char *label; /* NULL: the phase's name */
+    bool shown;
+    int phase, percent;
+} cli_bar;
+bool cli_show_bar(void *bar, const ful_progress *p); /* false once Ctrl-C was pressed */
+void cli_end_bar(cli_bar *bar);
 
 /* Reads a whole file or, for "-", standard input; free() the result. */
 char *cli_read_file(const char *path, size_t *bytes);
@@ -84,8 +109,9 @@ void cli_watch_interrupt(void);
 bool cli_interrupted(void);
 void cli_clear_interrupt(void);
 
+bool cli_is_terminal(FILE *file);
 uint64_t cli_now_ns(void);
-void cli_print_json_string(const char *text,
-                           size_t bytes); /* with quotes; bytes that are no UTF-8 become U+FFFD */
+/* With quotes; bytes that are no UTF-8 become U+FFFD. */
+void cli_print_json_string(const char *text, size_t bytes);
 
 #endif

@@ -64,7 +64,7 @@ static void print_json(const ful_model_info *m)
            "\"active_parameter_count\": %llu, "
            "\"weight_bytes\": %llu, \"active_weight_bytes\": %llu, \"state_bytes\": %llu, "
            "\"kv_bytes_per_token\": "
-           "%llu}\n",
+           "%llu",
            m->tensor_count, (unsigned long long)m->file_bytes,
            (unsigned long long)m->parameter_count, (unsigned long long)m->active_parameter_count,
            (unsigned long long)m->weight_bytes, (unsigned long long)m->active_weight_bytes,
@@ -83,22 +83,66 @@ static bool print_tensor(void *ctx, const ful_tensor_info *t)
     return true;
 }
 
+static bool print_tensor_json(void *ctx, const ful_tensor_info *t)
+{
+    bool *first = ctx;
+    printf("%s\n {\"name\": ", *first ? "" : ",");
+    *first = false;
+    cli_print_json_string(t->name, strlen(t->name));
+    printf(", \"file\": ");
+    cli_print_json_string(t->file, strlen(t->file));
+    printf(", \"type\": ");
+    cli_print_json_string(t->type, strlen(t->type));
+    printf(", \"shape\": [");
+    for (uint32_t i = 0; i < t->n_dims; i++)
+        printf("%s%llu", i ? ", " : "", (unsigned long long)t->dims[i]);
+    printf("], \"bytes\": %llu}", (unsigned long long)t->bytes);
+    return true;
+}
+
+static int print_all(ful_instance *instance, const char *path, const ful_model_info *info,
+                     bool tensors, bool check)
+{
+    print_text(info);
+    if (check)
+        printf("check         every weight is finite\n");
+    if (tensors && ful_model_tensors(instance, path, print_tensor, NULL) != FUL_OK)
+        return cli_fail(path);
+    return CLI_OK;
+}
+
+static int print_all_json(ful_instance *instance, const char *path, const ful_model_info *info,
+                          bool tensors, bool check)
+{
+    bool first = true;
+    print_json(info);
+    if (check)
+        printf(", \"finite\": true");
+    if (tensors) {
+        printf(", \"tensors\": [");
+        if (ful_model_tensors(instance, path, print_tensor_json, &first) != FUL_OK)
+            return cli_fail(path);
+        printf("]");
+    }
+    printf("}\n");
+    return CLI_OK;
+}
+
 static int inspect(ful_instance *instance, const char *path, bool json, bool tensors, bool check)
 {
     ful_model_info info;
     if (ful_model_inspect(instance, path, &info) != FUL_OK)
         return cli_fail(path);
-    if (json)
-        print_json(&info);
-    else
-        print_text(&info);
-    if (tensors && ful_model_tensors(instance, path, print_tensor, NULL) != FUL_OK)
-        return cli_fail(path);
-    if (check && ful_model_check(instance, path, NULL, NULL) != FUL_OK)
-        return cli_fail(path);
-    if (check && !json)
-        printf("check         every weight is finite\n");
-    return CLI_OK;
+    /* First of all, so that what is printed is never half an answer. */
+    if (check) {
+        cli_bar bar = {.start_ns = cli_now_ns()};
+        ful_result r = ful_model_check(instance, path, cli_show_bar, &bar);
+        cli_end_bar(&bar);
+        if (r != FUL_OK)
+            return cli_interrupted() ? CLI_INTERRUPTED : cli_fail(path);
+    }
+    return json ? print_all_json(instance, path, &info, tensors, check)
+                : print_all(instance, path, &info, tensors, check);
 }
 
 static int run(int argc, char **argv)
@@ -118,6 +162,7 @@ static int run(int argc, char **argv)
         fprintf(stderr, "usage: fulgur inspect MODEL [--check] [--tensors] [--json]\n");
         return CLI_USAGE;
     }
+    cli_watch_interrupt();
     ful_instance *instance = NULL;
     if (!cli_open_instance(&instance, verbose))
         return CLI_FAILED;

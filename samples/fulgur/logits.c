@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "cli.h"
 
@@ -79,6 +80,13 @@ static int32_t *read_ids(const char *path, size_t *count)
     return ids;
 }
 
+/* Not a pipe or a device: those must not be removed. */
+static bool is_file(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISREG(info.st_mode);
+}
+
 static int compute(cli_model *m, const int32_t *ids, size_t n, size_t prefill, const char *path)
 {
     npy out = {.file = fopen(path, "wb")};
@@ -107,7 +115,7 @@ static int compute(cli_model *m, const int32_t *ids, size_t n, size_t prefill, c
     } else if (r != FUL_OK) {
         code = cli_fail("computing logits");
     }
-    if (code != CLI_OK)
+    if (code != CLI_OK && is_file(path))
         remove(path); /* half a file would read as a whole one */
     return code;
 }
@@ -138,8 +146,8 @@ static int run(int argc, char **argv)
     if (!ids)
         return CLI_FAILED;
     cli_watch_interrupt();
-    code = CLI_FAILED;
-    if (cli_open_model(&m, argv[first], false, n)) {
+    code = cli_open_model(&m, argv[first], n);
+    if (code == CLI_OK) {
         code = compute(&m, ids, n, prefill < n ? prefill : n, path);
         cli_close_model(&m);
     }

@@ -1,4 +1,5 @@
 /* fulgur: MiniMax-01-class language models on any Vulkan GPU, from the command line. */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -19,26 +20,39 @@ static void print_usage(FILE *out)
                  "'fulgur COMMAND --help' lists a command's options.\n");
 }
 
+static int run_command(int argc, char **argv)
+{
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        if (strcmp(argv[0], commands[i]->name) == 0)
+            return commands[i]->run(argc, argv);
+    fprintf(stderr, "fulgur: there is no command '%s'\n\n", argv[0]);
+    print_usage(stderr);
+    return CLI_USAGE;
+}
+
 int main(int argc, char **argv)
 {
+    int code = CLI_OK;
     if (argc < 2) {
         print_usage(stderr);
         return CLI_USAGE;
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
-        strcmp(argv[1], "help") == 0) {
+    bool help = strcmp(argv[1], "help") == 0;
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || (help && argc == 2)) {
         print_usage(stdout);
-        return CLI_OK;
-    }
-    if (strcmp(argv[1], "--version") == 0) {
+    } else if (strcmp(argv[1], "--version") == 0) {
         uint32_t v = ful_version();
         printf("fulgur %u.%u.%u\n", v >> 16, v >> 8 & 255, v & 255);
-        return CLI_OK;
+    } else if (help) {
+        char flag[] = "--help", *asked[] = {argv[2], flag, NULL};
+        code = run_command(2, asked);
+    } else {
+        code = run_command(argc - 1, argv + 1);
     }
-    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        if (strcmp(argv[1], commands[i]->name) == 0)
-            return commands[i]->run(argc - 1, argv + 1);
-    fprintf(stderr, "fulgur: there is no command '%s'\n\n", argv[1]);
-    print_usage(stderr);
-    return CLI_USAGE;
+    /* A full disk shows up here at the latest. */
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == CLI_OK) {
+        fprintf(stderr, "fulgur: writing to standard output failed: %s\n", strerror(errno));
+        code = CLI_FAILED;
+    }
+    return code;
 }

@@ -102,27 +102,41 @@ static bool next_document(const char **text, const char *end, const char *mark, 
 static bool score_text(cli_model *m, score *s, const char *text, size_t bytes, const char *mark,
                        int32_t bos, size_t window)
 {
-    const char *end = text + bytes, *first, *last;
-    while (next_document(&text, end, mark, &first, &last))
-        if (!score_document(m, s, first, (size_t)(last - first), bos, window))
-            return false;
-    return true;
+    const char *start = text, *end = text + bytes, *first, *last;
+    cli_bar bar = {.start_ns = cli_now_ns(), .label = "scoring"};
+    bool ok = true;
+    while (ok && next_document(&text, end, mark, &first, &last)) {
+        ok = score_document(m, s, first, (size_t)(last - first), bos, window);
+        cli_show_bar(&bar, &(ful_progress){.done = (uint64_t)(text - start), .total = bytes});
+    }
+    cli_end_bar(&bar);
+    return ok;
 }
 
-/* A document has at most a token a byte: what a session must be able to hold. */
-static size_t longest_document(const char *text, size_t bytes, const char *mark)
+/* Tokens of the longest document: what a session must be able to hold. False after printing the
+ * error. */
+static bool longest_document(const ful_tokenizer *t, const char *text, size_t bytes,
+                             const char *mark, size_t *most)
 {
-    const char *end = text + bytes, *first, *last;
-    size_t most = 0;
-    while (next_document(&text, end, mark, &first, &last))
-        most = (size_t)(last - first) > most ? (size_t)(last - first) : most;
-    return most;
+    const char *start = text, *end = text + bytes, *first, *last;
+    *most = 0;
+    while (next_document(&text, end, mark, &first, &last)) {
+        size_t n = 0;
+        if (ful_tokenizer_encode(t, first, (size_t)(last - first), FUL_ENCODE_PLAIN, NULL, &n) !=
+            FUL_OK) {
+            fprintf(stderr, "fulgur: in the document that begins at byte %zu: %s\n",
+                    (size_t)(first - start), ful_last_error());
+            return false;
+        }
+        *most = n > *most ? n : *most;
+    }
+    return true;
 }
 
 static void print_result(const score *s, size_t window, int32_t bos, bool json, uint64_t ns)
 {
-    double mean = s->tokens ? s->nll / (double)s->tokens : NAN;
-    double bits = s->bytes ? s->nll / log(2.0) / (double)s->bytes : NAN;
+    double mean = s->nll / (double)s->tokens;
+    double bits = s->nll / log(2.0) / (double)s->bytes;
     if (json) {
         printf("{\"nll_per_token\": %.9g, \"perplexity\": %.9g, \"bits_per_byte\": %.9g, "
                "\"tokens\": %llu, \"bytes\": "
@@ -139,6 +153,29 @@ static void print_result(const score *s, size_t window, int32_t bos, bool json, 
            (unsigned long long)s->tokens, (unsigned long long)s->bytes,
            (unsigned long long)s->documents, (unsigned long long)s->windows, window,
            bos >= 0 ? "with the begin token" : "without a begin token, its first token unscored");
+}
+
+static int score_file(cli_model *m, const char *path, const char *text, size_t bytes,
+                      const char *mark, bool no_bos, size_t window, bool json)
+{
+    int32_t bos = no_bos ? -1 : ful_model_get_info(m->model)->bos_token_id;
+    size_t most = ful_model_get_plan(m->model)->max_tokens;
+    size_t used = window && window < most ? window : most;
+    if (used < 2) {
+        fprintf(stderr, "fulgur perplexity: a window of %zu tokens leaves nothing to score\n",
+                used);
+        return CLI_FAILED;
+    }
+    score s = {0};
+    uint64_t start = cli_now_ns();
+    if (!score_text(m, &s, text, bytes, mark, bos, used))
+        return cli_interrupted() ? CLI_INTERRUPTED : CLI_FAILED;
+    if (s.tokens == 0) {
+        fprintf(stderr, "fulgur perplexity: %s: no token to score in %zu bytes\n", path, bytes);
+        return CLI_FAILED;
+    }
+    print_result(&s, used, bos, json, cli_now_ns() - start);
+    return CLI_OK;
 }
 
 static int run(int argc, char **argv)
@@ -170,22 +207,20 @@ static int run(int argc, char **argv)
     if (!text)
         return CLI_FAILED;
     cli_watch_interrupt();
-    code = CLI_FAILED;
-    if (cli_open_model(&m, argv[first], true,
-                       window ? window : longest_document(text, bytes, mark) + 1)) {
-        int32_t bos = no_bos ? -1 : ful_model_get_info(m.model)->bos_token_id;
-        size_t most = ful_model_get_plan(m.model)->max_tokens;
-        size_t used = window && window < most ? window : most;
-        score s = {0};
-        uint64_t start = cli_now_ns();
-        if (score_text(&m, &s, text, bytes, mark, bos, used)) {
-            print_result(&s, used, bos, json, cli_now_ns() - start);
-            code = CLI_OK;
-        } else if (cli_interrupted()) {
-            code = CLI_INTERRUPTED;
-        }
-        cli_close_model(&m);
+    size_t most = 0;
+    code = cli_open_tokenizer(&m, argv[first]);
+    if (code == CLI_OK && !longest_document(m.tokenizer, text, bytes, mark, &most))
+        code = CLI_FAILED;
+    if (code == CLI_OK && most == 0) {
+        fprintf(stderr, "fulgur perplexity: %s: no text in its %zu bytes\n", argv[first + 1],
+                bytes);
+        code = CLI_FAILED;
     }
+    if (code == CLI_OK)
+        code = cli_open_model(&m, argv[first], window ? window : most + 1);
+    if (code == CLI_OK)
+        code = score_file(&m, argv[first + 1], text, bytes, mark, no_bos, window, json);
+    cli_close_model(&m);
     free(text);
     return code;
 }

@@ -74,13 +74,13 @@ static void print_json(const story *s, const cli_model *m, const char *stop)
            s->first_ns ? (double)(s->first_ns - s->start_ns) / 1e6 : 0.0);
 }
 
-static int generate(cli_model *m, const cli_sampling *sampling, const char *prompt, bool json,
-                    bool stats, uint64_t start_ns)
+static int generate(cli_model *m, const cli_sampling *sampling, const char *prompt, size_t bytes,
+                    bool json, bool stats, uint64_t start_ns)
 {
     const ful_model_info *info = ful_model_get_info(m->model);
     int32_t bos = sampling->no_bos ? -1 : info->bos_token_id;
     size_t n;
-    int32_t *ids = cli_encode(m->tokenizer, prompt, strlen(prompt), bos, &n);
+    int32_t *ids = cli_encode(m->tokenizer, prompt, bytes, bos, &n);
     if (!ids)
         return CLI_FAILED;
     if (n == 0) {
@@ -92,10 +92,10 @@ static int generate(cli_model *m, const cli_sampling *sampling, const char *prom
     ful_sampler_params sampler = cli_sampler(sampling);
     ful_stop stop = FUL_STOP_NONE;
     if (!json) {
-        fputs(prompt, stdout);
+        fwrite(prompt, 1, bytes, stdout);
         fflush(stdout);
     }
-    ful_result r = ful_prefill(m->session, ids, n);
+    ful_result r = cli_prefill(m, ids, n);
     free(ids);
     if (r == FUL_OK)
         r = ful_generate(
@@ -103,7 +103,9 @@ static int generate(cli_model *m, const cli_sampling *sampling, const char *prom
             ful_generate_params(.max_tokens = sampling->max_tokens, .sampler = &sampler), on_token,
             &s, &stop);
     finish(&s);
-    if (r != FUL_OK) {
+    if (r == FUL_ERR_CANCELLED && cli_interrupted()) {
+        stop = FUL_STOP_CALLBACK; /* in the prompt */
+    } else if (r != FUL_OK) {
         free(s.text);
         return cli_fail("generating");
     }
@@ -142,19 +144,19 @@ static int run(int argc, char **argv)
         return CLI_USAGE;
     }
     char *read = NULL;
+    size_t bytes = prompt ? strlen(prompt) : 0;
     if (file) {
-        size_t bytes;
         read = cli_read_file(file, &bytes);
         if (!read)
             return CLI_FAILED;
         prompt = read;
     }
     cli_watch_interrupt();
-    if (!cli_open_model(&m, argv[first], true, 0)) {
-        free(read);
-        return cli_interrupted() ? CLI_INTERRUPTED : CLI_FAILED;
-    }
-    code = generate(&m, &sampling, prompt ? prompt : "", json, stats, start_ns);
+    code = cli_open_tokenizer(&m, argv[first]);
+    if (code == CLI_OK)
+        code = cli_open_model(&m, argv[first], 0);
+    if (code == CLI_OK)
+        code = generate(&m, &sampling, prompt ? prompt : "", bytes, json, stats, start_ns);
     cli_close_model(&m);
     free(read);
     return code;

@@ -1,39 +1,61 @@
 /* fulgur tokenize: text to tokens and back. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
 
-static int decode(const ful_tokenizer *t, const char *text)
+/* Token ids between blanks, commas and brackets. NULL after printing the error. */
+static int32_t *parse_ids(const char *text, size_t *count)
 {
-    size_t capacity = strlen(text) / 2 + 1, n = 0;
-    int32_t *ids = malloc(capacity * sizeof *ids);
+    size_t n = 0;
+    int32_t *ids = malloc((strlen(text) / 2 + 1) * sizeof *ids); /* a digit and what parts it */
     for (const char *p = text; ids && *p;) {
-        char *end;
-        long id = strtol(p, &end, 10);
-        if (end == p) {
-            if (!strchr(" ,\n\t\r[]", *p)) {
-                fprintf(stderr, "fulgur tokenize: '%.20s' is no token id\n", p);
-                free(ids);
-                return CLI_USAGE;
-            }
-            p++;
-            continue;
+        p += strspn(p, " ,\n\t\r[]");
+        size_t digits = strspn(p, "0123456789");
+        errno = 0;
+        unsigned long long id = strtoull(p, NULL, 10);
+        if (*p && (digits == 0 || errno || id > INT32_MAX || !strchr(" ,\n\t\r[]", p[digits]))) {
+            fprintf(stderr, "fulgur tokenize: '%.20s' is no token id\n", p);
+            free(ids);
+            return NULL;
         }
-        ids[n++] = (int32_t)id;
-        p = end;
+        if (*p)
+            ids[n++] = (int32_t)id;
+        p += digits;
     }
-    size_t bytes = 0;
-    if (!ids || ful_tokenizer_decode(t, ids, n, FUL_DECODE_ALL, NULL, &bytes) != FUL_OK) {
-        free(ids);
-        return cli_fail("decoding");
-    }
-    char *out = malloc(bytes + 1);
-    if (out && ful_tokenizer_decode(t, ids, n, FUL_DECODE_ALL, out, &bytes) == FUL_OK)
-        fwrite(out, 1, bytes, stdout);
-    free(out);
+    if (!ids)
+        fprintf(stderr, "fulgur tokenize: out of memory\n");
+    *count = n;
+    return ids;
+}
+
+static int decode(const ful_tokenizer *t, const char *text, bool json)
+{
+    size_t n = 0, bytes = 0;
+    int32_t *ids = parse_ids(text, &n);
+    if (!ids)
+        return CLI_FAILED;
+    char *out = NULL;
+    ful_result r = ful_tokenizer_decode(t, ids, n, FUL_DECODE_ALL, NULL, &bytes);
+    if (r == FUL_OK && (out = malloc(bytes + 1)))
+        r = ful_tokenizer_decode(t, ids, n, FUL_DECODE_ALL, out, &bytes);
     free(ids);
+    if (r != FUL_OK || !out) {
+        free(out);
+        if (r != FUL_OK)
+            return cli_fail("decoding");
+        fprintf(stderr, "fulgur tokenize: out of memory for %zu bytes\n", bytes);
+        return CLI_FAILED;
+    }
+    if (json)
+        cli_print_json_string(out, bytes);
+    else
+        fwrite(out, 1, bytes, stdout);
+    if (json)
+        putchar('\n');
+    free(out);
     return CLI_OK;
 }
 
@@ -89,8 +111,8 @@ static int run(int argc, char **argv)
                                 sizeof options / sizeof *options, &first);
     if (code >= 0)
         return code;
-    if (argc - first != 1 || (prompt && file)) {
-        fprintf(stderr, "usage: fulgur tokenize MODEL [-p TEXT | -f FILE]\n");
+    if (argc - first != 1 || (prompt && file) || (count && reverse)) {
+        fprintf(stderr, "usage: fulgur tokenize MODEL [-p TEXT | -f FILE] [--count | --decode]\n");
         return CLI_USAGE;
     }
     ful_instance *instance = NULL;
@@ -105,7 +127,7 @@ static int run(int argc, char **argv)
     else if (!prompt && !(read = cli_read_file(file ? file : "-", &bytes)))
         code = CLI_FAILED;
     else if (reverse)
-        code = decode(t, prompt ? prompt : read);
+        code = decode(t, prompt ? prompt : read, json);
     else
         code = encode(t, prompt ? prompt : read, bytes, added, json, count);
     free(read);

@@ -1,0 +1,287 @@
+#!/bin/bash
+# What the fulgur program and the samples do on a device.
+. "$(dirname "$0")/common.sh"
+: "${NPY_COMPARE:?}" "${SAMPLES:?}"
+RAN_AS=test_device.sh
+level=${FULGUR_TEST_LEVEL:-quick}
+
+run devices
+if [ $code = 77 ]; then
+    cat "$out"
+    exit 77
+fi
+if grep -q "no Vulkan device" "$err" || ! grep -q . "$out"; then
+    printf 'skipped: no Vulkan device: %s\n' "$(head -n 1 "$err")"
+    exit 77
+fi
+
+# ---- devices ----
+expect_code "devices" 0
+expect_text "devices describes them" "$out" "driver" "uuid" "MiB" "workgroup" "features"
+run devices --json
+expect_code "devices --json" 0
+"$JSON_GET" <"$out" >"$scratch/n"
+report "devices --json is JSON" $?
+name=$("$JSON_GET" name <"$out")
+uuid=$("$JSON_GET" uuid <"$out")
+expect_same "a uuid has 36 characters" "${#uuid}" 36
+expect_same "the first device is usable" "$("$JSON_GET" usable <"$out")" true
+FULGUR_CAPS=-fp16,shared=16384 run devices --json
+expect_same "FULGUR_CAPS takes shared memory away" "$("$JSON_GET" shared_bytes <"$out")" 16384
+last="devices (FULGUR_CAPS=-fp16)"
+! grep -q '"fp16"' "$out"
+report "FULGUR_CAPS takes fp16 away" $?
+
+# ---- choosing a device ----
+golden_model=$golden/hybrid-7to1
+"$NPY_COMPARE" ids "$golden_model" 17 >"$scratch/ids17"
+for which in 0 "$uuid" "${name:0:6}"; do
+    run logits "$golden_model" --tokens "$scratch/ids17" --out "$scratch/x.npy" --device "$which"
+    expect_code "device '$which'" 0
+done
+run run "$demo" -p x --device 99
+expect_error "device index out of range" 1 "99" "${name:0:6}"
+run run "$demo" -p x --device 4294967296
+expect_error "device index beyond 32 bits" 1 "4294967296"
+run run "$demo" -p x --device "no such device"
+expect_error "unknown device" 1 "no such device" "${name:0:6}"
+run run "$demo" -p x --device 00000000-0000-0000-0000-000000000000
+expect_error "unknown uuid" 1 "00000000"
+FULGUR_CAPS=banana run run "$demo" -p x
+expect_error "FULGUR_CAPS with a word it does not know" 1 FULGUR_CAPS banana
+FULGUR_CAPS=shared=lots run run "$demo" -p x
+expect_error "FULGUR_CAPS without a number" 1 FULGUR_CAPS lots
+# A folder that is none must not cost the start of a device first.
+run run "$scratch/none" -p x
+expect_error "missing model" 1 "$scratch/none"
+
+# ---- run ----
+story() {
+    run run "$demo" -p "Once upon a time" "$@"
+}
+count_tokens() {
+    on_driver "$FULGUR" tokenize "$demo" --count -p "$1"
+}
+story --seed 7 --max-tokens 40
+expect_code "run" 0
+expect_text "run prints the prompt and goes on" "$out" "Once upon a time"
+expect_number "run prints a story" "$(wc -c <"$out")" ">" 80
+expect_same "run ends with a newline" "$(tail -c 1 "$out" | od -An -tx1 | tr -d ' ')" 0a
+cp "$out" "$scratch/first"
+story --seed 7 --max-tokens 40
+cmp -s "$out" "$scratch/first"
+report "same seed, same text" $?
+story --seed 8 --max-tokens 40
+! cmp -s "$out" "$scratch/first"
+report "other seed, other text" $?
+story --temp 0 --max-tokens 20
+cp "$out" "$scratch/first"
+story --temp 0 --max-tokens 20 --seed 99
+cmp -s "$out" "$scratch/first"
+report "greedy whatever the seed" $?
+story --temp 1 --top-k 1 --max-tokens 20 --seed 5
+cmp -s "$out" "$scratch/first"
+report "top-k 1 is greedy" $?
+story --temp 1 --top-p 0.000001 --max-tokens 20 --seed 5
+cmp -s "$out" "$scratch/first"
+report "a tiny top-p is greedy" $?
+story --temp 1 --min-p 1 --max-tokens 20 --seed 5
+cmp -s "$out" "$scratch/first"
+report "min-p 1 is greedy" $?
+
+prompt_tokens=$(count_tokens "Once upon a time")
+story --temp 0 --max-tokens 20 --json --stats
+expect_code "run --json" 0
+expect_same "run --json: tokens" "$("$JSON_GET" tokens <"$out")" 20
+expect_same "run --json: stop" "$("$JSON_GET" stop <"$out")" max-tokens
+expect_same "run --json: the begin token is prepended" "$("$JSON_GET" prefill_tokens <"$out")" $((prompt_tokens + 1))
+expect_same "run --json: text" "Once upon a time$("$JSON_GET" text <"$out")" "$(cat "$scratch/first")"
+expect_text "run --stats" "$err" device precision load "first token" prefill decode memory "tokens/s"
+story --temp 0 --max-tokens 3 --json --no-bos
+expect_same "run --no-bos" "$("$JSON_GET" prefill_tokens <"$out")" "$prompt_tokens"
+run run "$demo" --max-tokens 3 --seed 1 --json
+expect_same "no prompt: the begin token alone" "$("$JSON_GET" prefill_tokens <"$out")" 1
+run run "$demo" --no-bos --max-tokens 3
+expect_code "neither prompt nor begin token" 2
+expect_text "neither prompt nor begin token: says so" "$err" "prompt is empty"
+# The same model, its config without a begin token.
+mkdir "$scratch/nobos"
+ln -s "$demo"/*.safetensors "$demo"/model.safetensors.index.json "$demo"/tokenizer.json "$scratch/nobos"
+sed 's/"bos_token_id": 4093/"bos_token_id": null/' "$demo/config.json" >"$scratch/nobos/config.json"
+run run "$scratch/nobos" -p "Once upon a time" --max-tokens 3 --json
+expect_same "a config without begin token: nothing is prepended" "$("$JSON_GET" prefill_tokens <"$out")" "$prompt_tokens"
+
+printf 'She said "\303\251\\\342\230\203"\tand\001' >"$scratch/prompt"
+run run "$demo" --file "$scratch/prompt" --seed 3 --max-tokens 10 --json
+"$JSON_GET" text <"$out" >/dev/null
+report "run --file --json of special characters" $?
+run_from "$scratch/prompt" run "$demo" --file - --seed 3 --max-tokens 10
+head -c "$(wc -c <"$scratch/prompt")" "$out" | cmp -s - "$scratch/prompt"
+report "run --file - prints the prompt byte for byte" $?
+story --context 16 --max-tokens 0 --temp 0 --json
+expect_same "run stops where the context ends" "$("$JSON_GET" stop <"$out")" context-full
+run run "$demo" -p "Once upon a time there was a king who had a daughter" --context 8
+expect_code "prompt longer than the context" 1
+expect_text "prompt longer than the context: says so" "$err" "8"
+FULGUR_CAPS=-fp16,-subgroup,shared=16384,workgroup=128,buffers=4 story --temp 0 --max-tokens 8 --precision f32
+expect_code "run on the weakest device" 0
+expect_same "run on the weakest device: same words" "$(cut -c 1-30 "$out" | head -n 1)" \
+    "$(cut -c 1-30 "$scratch/first" | head -n 1)"
+story --profile --stats --max-tokens 3 --seed 1
+expect_code "run --profile" 0
+grep -q -e "op of the last step" -e "no timestamps" "$err"
+report "run --profile lists ops" $?
+
+# ---- Ctrl-C ----
+# In a process group of its own, as a terminal does it.
+set -m
+on_driver "$FULGUR" run "$demo" -p "Once upon a time" --seed 4 --max-tokens 0 --context 100000 \
+    >"$out" 2>"$err" </dev/null &
+group=$!
+set +m
+last="run ... (Ctrl-C)"
+waited=0
+until [ "$(wc -c <"$out")" -gt 60 ] || [ $waited -gt 1200 ]; do
+    sleep 0.05
+    waited=$((waited + 1))
+done
+code=0
+before=$(date +%s%N)
+kill -INT -- "-$group"
+wait "$group" || code=$?
+after=$(date +%s%N)
+expect_code "Ctrl-C" 130
+expect_number "Ctrl-C: milliseconds until it ended" $(((after - before) / 1000000)) "<" 1000
+expect_same "Ctrl-C: ends with a newline" "$(tail -c 1 "$out" | od -An -tx1 | tr -d ' ')" 0a
+expect_text "Ctrl-C: what was printed stays" "$out" "Once upon a time"
+expect_same "Ctrl-C: no complaint" "$(grep -v 'pipeline cache' "$err")" ""
+
+# ---- chat ----
+prefilled() {
+    sed -n 's/^prefill *\([0-9]*\) tokens.*/\1/p' "$err"
+}
+printf 'Tell me a story about a cat.\n' >"$scratch/one"
+printf 'Tell me a story about a cat.\n\nTell me a story about a cat.\n/quit\nnot read\n' >"$scratch/two"
+run_from "$scratch/one" chat "$demo" --seed 5 --max-tokens 60 --stats
+expect_code "chat" 0
+expect_number "chat answers" "$(wc -c <"$out")" ">" 2
+cp "$out" "$scratch/first"
+one=$(prefilled)
+run_from "$scratch/two" chat "$demo" --seed 5 --max-tokens 60 --stats --system "You tell stories."
+expect_code "chat with a system message" 0
+run_from "$scratch/two" chat "$demo" --seed 5 --max-tokens 60 --stats
+expect_code "chat of two turns" 0
+head -c "$(wc -c <"$scratch/first")" "$out" | cmp -s - "$scratch/first"
+report "chat: the first answer is the same" $?
+expect_number "chat: there is a second answer" "$(wc -c <"$out")" ">" "$(wc -c <"$scratch/first")"
+# Without its begin token, with the end of the first answer and a token that was not fed yet.
+expect_number "chat: the second turn feeds its own tokens only" "$(prefilled)" "<=" $((2 * one + 4))
+run_from "$scratch/one" chat "$demo" --format m1
+expect_code "chat in a format that the tokenizer has no marks for" 1
+expect_text "chat: names the mark" "$err" "begin_of_document"
+
+# ---- perplexity ----
+bytes=4000
+[ "$level" = full ] && bytes=20000
+LC_ALL=C awk -v most=$bytes '{ n += length($0) + 1; if (n > most) exit; print }' "$demo/valid.txt" >"$scratch/valid"
+run perplexity "$demo" "$scratch/valid" --window 256 --json
+expect_code "perplexity --json" 0
+for key in nll_per_token perplexity bits_per_byte tokens bytes documents windows window bos seconds; do
+    "$JSON_GET" "$key" <"$out" >"$scratch/$key"
+    report "perplexity --json: $key" $?
+done
+expect_number "bits per byte" "$(cat "$scratch/bits_per_byte")" ">" 0.9
+expect_number "bits per byte" "$(cat "$scratch/bits_per_byte")" "<" 1.7
+expect_same "its window" "$(cat "$scratch/window")" 256
+expect_number "documents" "$(cat "$scratch/documents")" ">" 2
+whole_tokens=$(cat "$scratch/tokens") short=$(cat "$scratch/bits_per_byte")
+run perplexity "$demo" "$scratch/valid"
+expect_code "perplexity" 0
+expect_text "perplexity says how it was measured" "$out" "bits a byte" "begin token" "$whole_tokens tokens scored"
+long=$(sed -n 's/.*token   \([0-9.]*\) bits a byte.*/\1/p' "$out")
+expect_number "whole documents are predicted no worse than windows of 256" "$long" "<=" "$(awk "BEGIN { print $short * 1.01 }")"
+run perplexity "$demo" "$scratch/valid" --window 256 --no-bos --json
+expect_number "without begin token a window scores one token less" "$("$JSON_GET" tokens <"$out")" "<" "$whole_tokens"
+expect_same "without begin token" "$("$JSON_GET" bos <"$out")" -1
+
+# ---- logits ----
+logits() { # NAME IDS [OPTION...]
+    local name=$1 ids=$2
+    shift 2
+    run logits "$model" --tokens "$ids" --out "$scratch/$name.npy" --precision f32 "$@"
+    expect_code "logits $*" 0
+}
+model=$demo
+head -c 1500 "$scratch/valid" >"$scratch/text"
+on_driver "$FULGUR" tokenize "$demo" -f "$scratch/text" | head -n 150 >"$scratch/ids"
+n=$(wc -l <"$scratch/ids" | tr -d ' ')
+logits all "$scratch/ids"
+expect_same "logits: a row for every token" "$("$NPY_COMPARE" shape "$scratch/all.npy")" "$n 4096"
+expect_same "logits: size of the file" "$(wc -c <"$scratch/all.npy" | tr -d ' ')" $((128 + n * 4096 * 4))
+expect_same "logits prints nothing" "$(cat "$out")" ""
+logits part "$scratch/ids" --prefill 100
+expect_number "logits: prefill 100 against all" "$("$NPY_COMPARE" files "$scratch/part.npy" "$scratch/all.npy")" "<=" 1e-4
+logits chunk "$scratch/ids" --chunk 32
+expect_number "logits: chunks of 32 against all" "$("$NPY_COMPARE" files "$scratch/chunk.npy" "$scratch/all.npy")" "<=" 1e-4
+head -n 20 "$scratch/ids" >"$scratch/ids20"
+logits all20 "$scratch/ids20" --prefill 500
+logits none20 "$scratch/ids20" --prefill 0
+expect_number "logits: prefill 0 against all" "$("$NPY_COMPARE" files "$scratch/none20.npy" "$scratch/all20.npy")" "<=" 1e-4
+logits hf "$scratch/ids" --decay hf
+cmp -s "$scratch/hf.npy" "$scratch/all.npy"
+report "the demo model's decay rule is hf" $?
+logits orig "$scratch/ids" --decay orig
+! cmp -s "$scratch/orig.npy" "$scratch/all.npy"
+report "--decay orig changes the logits" $?
+expect_number "--decay orig changes them little" "$("$NPY_COMPARE" files "$scratch/orig.npy" "$scratch/all.npy")" "<=" 1e-2
+printf '5\n4096\n' >"$scratch/bad"
+run logits "$demo" --tokens "$scratch/bad" --out "$scratch/bad.npy"
+expect_error "logits of a token outside the vocabulary" 1 "4096"
+[ ! -e "$scratch/bad.npy" ]
+report "half a file is removed" $?
+run logits "$demo" --tokens "$scratch/ids20" --out "$scratch/none/x.npy"
+expect_error "logits into a missing folder" 1 "$scratch/none/x.npy" "No such file"
+
+model=$golden_model
+for tokens in 1 17 65 257; do
+    "$NPY_COMPARE" ids "$model" $tokens >"$scratch/ids"
+    logits golden "$scratch/ids" --decay hf
+    expect_number "golden of $tokens tokens" "$("$NPY_COMPARE" golden "$model" $tokens "$scratch/golden.npy")" "<=" 1e-5
+done
+logits golden "$scratch/ids" --decay hf --prefill 200
+expect_number "golden of $tokens tokens, the last ones one by one" \
+    "$("$NPY_COMPARE" golden "$model" $tokens "$scratch/golden.npy")" "<=" 1e-5
+
+if python3 -c 'import numpy' 2>/dev/null; then
+    python3 - "$scratch/golden.npy" "$model" <<'PYTHON'
+import sys, numpy
+a = numpy.load(sys.argv[1], allow_pickle=False)
+assert a.dtype == numpy.float32 and a.shape == (257, 512) and a.flags["C_CONTIGUOUS"], (a.dtype, a.shape)
+assert numpy.isfinite(a).all()
+PYTHON
+    report "NumPy reads the file" $?
+else
+    printf 'skipped: NumPy reads the file: python3 has no numpy\n'
+fi
+
+# ---- the samples of one page ----
+sample() {
+    last="sample $*"
+    code=0
+    on_driver "$SAMPLES/$1" "${@:2}" >"$out" 2>"$err" </dev/null || code=$?
+}
+sample devices
+expect_code "sample devices" 0
+expect_text "sample devices" "$out" "0: " "${name:0:6}" "MiB"
+sample generate "$demo" "Once upon a time"
+expect_code "sample generate" 0
+expect_text "sample generate" "$out" "Once upon a time"
+expect_number "sample generate tells a story" "$(wc -c <"$out")" ">" 200
+sample generate "$scratch/none" x
+expect_code "sample generate without a model" 1
+expect_text "sample generate without a model" "$err" "FUL_ERR_IO" "$scratch/none"
+sample embed_in_app "$demo"
+expect_code "sample embed_in_app" 0
+expect_text "sample embed_in_app" "$out" "needs " "MiB are free"
+expect_number "sample embed_in_app tells a story" "$(wc -w <"$out")" ">" 20
+finish
