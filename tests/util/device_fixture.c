@@ -71,6 +71,14 @@ static ful_result try_open(ful_instance **instance, ful_device **device, const c
                                              .caps = caps, .cache_dir = ""));
 }
 
+/* Keeps drivers loaded while the test runs: some can't be unloaded and loaded again often. */
+static ful_instance *anchor;
+
+static void anchor_drop(void)
+{
+    ful_instance_destroy(&anchor);
+}
+
 void fixture_require_device(void)
 {
     ful_instance *instance = NULL;
@@ -84,7 +92,8 @@ void fixture_require_device(void)
     const ful_device_info *info = ful_device_get_info(device);
     printf("device: %s (%s)\n", info->name, info->driver);
     ful_device_close(&device);
-    ful_instance_destroy(&instance);
+    anchor = instance;
+    atexit(anchor_drop);
 }
 
 void fixture_open(device_fixture *f, const char *caps)
