@@ -106,3 +106,13 @@ void checkpoint_remove(const char *dir)
     }
     rmdir(dir);
 }
+
+void expect_error_words(const char *first, ...)
+{
+    va_list args;
+    va_start(args, first);
+    for (const char *word = first; word; word = va_arg(args, const char *))
+        if (!strstr(ful_last_error(), word))
+            fail_msg("'%s' is not in the error line: %s", word, ful_last_error());
+    va_end(args);
+}

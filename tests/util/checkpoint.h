@@ -22,6 +22,9 @@ typedef void (*checkpoint_edit)(void *ctx, checkpoint_tensor *tensor);
  */
 void checkpoint_copy(const char *source, checkpoint_edit edit, void *ctx, const char *find,
                      const char *replace, char *dir);
+/* Fails the test unless every one of the words, ended by NULL, is in ful_last_error(). */
+void expect_error_words(const char *first, ...);
+
 /* Deletes a folder that checkpoint_copy made. */
 void checkpoint_remove(const char *dir);
 
