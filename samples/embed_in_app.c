@@ -64,7 +64,8 @@ static ful_result tell(const char *path, ful_instance *instance, ful_device *dev
     if (r == FUL_OK)
         r = ful_generate(
             session,
-            ful_generate_params(.sampler = ful_sampler_params(.seed = 3, .temperature = 0.7f)),
+            ful_generate_params(.sampler = ful_sampler_params(.seed = 3, .temperature = 0.7f,
+                                                              .top_p = 0.9f)),
             app_token, &a, NULL);
     printf("\n");
     ful_session_destroy(&session);

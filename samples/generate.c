@@ -51,7 +51,7 @@ int main(int argc, char **argv)
     if (r == FUL_OK) {
         printf("%s", argv[2]);
         const ful_sampler_params *sampler =
-            ful_sampler_params(.seed = 7, .temperature = 0.8f, .top_k = 40);
+            ful_sampler_params(.seed = 7, .temperature = 0.7f, .top_p = 0.9f);
         r = ful_generate(session, ful_generate_params(.max_tokens = 200, .sampler = sampler),
                          print_token, tokenizer, NULL);
         printf("\n");

@@ -150,18 +150,22 @@ void cli_sampling_options(cli_sampling *s, cli_option *out)
     const cli_option options[CLI_SAMPLING_OPTIONS] = {
         {'s', "seed", "N", CLI_UINT64, &s->seed, "same seed, same text (default: from the clock)"},
         {'t', "temp", "X", CLI_FLOAT, &s->temp,
-         "temperature; 0 = always the likeliest token (default 0.8)"},
+         "temperature; 0 = always the likeliest token (default 0.7)"},
         {0, "top-k", "N", CLI_UINT, &s->top_k,
-         "draw from the N likeliest tokens; 0 = all (default 40)"},
+         "draw from the N likeliest tokens; 0 = all (default)"},
         {0, "top-p", "X", CLI_SHARE, &s->top_p,
-         "draw from the likeliest tokens of total probability X"},
+         "draw from the likeliest tokens of total probability X (default 0.9)"},
         {0, "min-p", "X", CLI_SHARE, &s->min_p,
-         "drop tokens less than X times as likely as the likeliest"},
+         "drop tokens less than X times as likely as the likeliest (default 0.05)"},
         {'n', "max-tokens", "N", CLI_UINT, &s->max_tokens,
          "stop after N tokens; 0 = when the model or the context ends (default 256)"},
         {0, "no-bos", NULL, CLI_FLAG, &s->no_bos, "do not put the model's begin token in front"},
     };
-    *s = (cli_sampling){.seed = (uint64_t)time(NULL), .temp = 0.8f, .top_k = 40, .max_tokens = 256};
+    *s = (cli_sampling){.seed = (uint64_t)time(NULL),
+                        .temp = 0.7f,
+                        .top_p = 0.9f,
+                        .min_p = 0.05f,
+                        .max_tokens = 256};
     memcpy(out, options, sizeof options);
 }
 
