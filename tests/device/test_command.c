@@ -358,6 +358,34 @@ static void test_indirect(void **state)
     gpu_buffer_destroy(device, &x);
 }
 
+/* A barrier between compute steps does not make an earlier fill visible to indirect arguments. */
+static void test_indirect_after_barrier(void **state)
+{
+    (void)state;
+    gpu_buffer args = words_buffer(64, 0), x = words_buffer(1024, 0), y = words_buffer(1024, 0);
+    gpu_pipeline *p = gpu_test_inplace(device);
+    inplace_push push = {1024, 0, 9, 1};
+    gpu_commands *c;
+    GPU_OK(gpu_commands_begin(device, 0, &c));
+    GPU_OK(gpu_commands_fill(c, gpu_part(gpu_whole(&args), 0, 12), 1));
+    gpu_dispatch d = gpu_test_inplace_dispatch(p, gpu_whole(&x), &push);
+    GPU_OK(gpu_commands_dispatch(c, &d));
+    GPU_OK(gpu_commands_dispatch(c, &d));
+    assert_int_equal(commands_barriers(c), 1);
+    d = gpu_test_inplace_dispatch(p, gpu_whole(&y), &push);
+    d.indirect = gpu_part(gpu_whole(&args), 0, 12);
+    GPU_OK(gpu_commands_dispatch(c, &d));
+    assert_int_equal(commands_barriers(c), 2);
+    GPU_OK(gpu_commands_end(c));
+    run(c);
+    assert_int_equal(word_at(&y, 63), 9);
+    assert_int_equal(word_at(&y, 64), 64);
+    gpu_commands_destroy(&c);
+    gpu_buffer_destroy(device, &args);
+    gpu_buffer_destroy(device, &x);
+    gpu_buffer_destroy(device, &y);
+}
+
 /* The host changes the uniform block between submissions of one recording. */
 static void test_uniform(void **state)
 {
@@ -570,6 +598,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_times_many, setup, teardown),
         cmocka_unit_test_setup_teardown(test_no_timestamps, setup, teardown),
         cmocka_unit_test_setup_teardown(test_indirect, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_indirect_after_barrier, setup, teardown),
         cmocka_unit_test_setup_teardown(test_uniform, setup, teardown),
         cmocka_unit_test_setup_teardown(test_errors, setup, teardown),
         cmocka_unit_test_setup_teardown(test_binding_limit, setup, teardown),
