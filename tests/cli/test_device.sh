@@ -123,10 +123,13 @@ expect_same "run stops where the context ends" "$("$JSON_GET" stop <"$out")" con
 run run "$demo" -p "Once upon a time there was a king who had a daughter" --context 8
 expect_code "prompt longer than the context" 1
 expect_text "prompt longer than the context: says so" "$err" "8"
-FULGUR_CAPS=-fp16,-subgroup,shared=16384,workgroup=128,buffers=4 story --temp 0 --max-tokens 8 --precision f32
-expect_code "run on the weakest device" 0
-expect_same "run on the weakest device: same words" "$(cut -c 1-30 "$out" | head -n 1)" \
-    "$(cut -c 1-30 "$scratch/first" | head -n 1)"
+# Old software drivers take a minute to compile one more set of shaders.
+if [ "$level" = full ]; then
+    FULGUR_CAPS=-fp16,-subgroup,shared=16384,workgroup=128,buffers=4 story --temp 0 --max-tokens 8 --precision f32
+    expect_code "run on the weakest device" 0
+    expect_same "run on the weakest device: same words" "$(cut -c 1-30 "$out" | head -n 1)" \
+        "$(cut -c 1-30 "$scratch/first" | head -n 1)"
+fi
 story --profile --stats --max-tokens 3 --seed 1
 expect_code "run --profile" 0
 grep -q -e "op of the last step" -e "no timestamps" "$err"
@@ -221,8 +224,10 @@ expect_same "logits: size of the file" "$(wc -c <"$scratch/all.npy" | tr -d ' ')
 expect_same "logits prints nothing" "$(cat "$out")" ""
 logits part "$scratch/ids" --prefill 100
 expect_number "logits: prefill 100 against all" "$("$NPY_COMPARE" files "$scratch/part.npy" "$scratch/all.npy")" "<=" 1e-4
-logits chunk "$scratch/ids" --chunk 32
-expect_number "logits: chunks of 32 against all" "$("$NPY_COMPARE" files "$scratch/chunk.npy" "$scratch/all.npy")" "<=" 1e-4
+if [ "$level" = full ]; then
+    logits chunk "$scratch/ids" --chunk 32
+    expect_number "logits: chunks of 32 against all" "$("$NPY_COMPARE" files "$scratch/chunk.npy" "$scratch/all.npy")" "<=" 1e-4
+fi
 head -n 20 "$scratch/ids" >"$scratch/ids20"
 logits all20 "$scratch/ids20" --prefill 500
 logits none20 "$scratch/ids20" --prefill 0
@@ -243,7 +248,9 @@ run logits "$demo" --tokens "$scratch/ids20" --out "$scratch/none/x.npy"
 expect_error "logits into a missing folder" 1 "$scratch/none/x.npy" "No such file"
 
 model=$golden_model
-for tokens in 1 17 65 257; do
+lengths="17 257"
+[ "$level" = full ] && lengths="1 17 65 257"
+for tokens in $lengths; do
     "$NPY_COMPARE" ids "$model" $tokens >"$scratch/ids"
     logits golden "$scratch/ids" --decay hf
     expect_number "golden of $tokens tokens" "$("$NPY_COMPARE" golden "$model" $tokens "$scratch/golden.npy")" "<=" 1e-5
