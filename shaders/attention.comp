@@ -54,9 +54,8 @@ const uint DP4 = D4 / DSPLIT;
 const uint C4 = D4 + 1; // of a carry, in vec4
 const float LOWEST = -3.4028234e38;
 const uint SHARES = DSPLIT == 1 ? 1 : WG * KB;
-const uint SUMS = DSPLIT == 1 ? 1 : ROWS * KB;
 shared float share[SHARES];
-shared float score[SUMS];
+shared float score[ROWS * KB];
 
 vec4 cache_at(uint token, uint slot, uint d)
 {
@@ -118,66 +117,66 @@ void main()
         weight = last.y;
     }
 
+    uint seen = min(visible, end); // end of this row's keys
     for (uint key0 = begin; key0 < end; key0 += KB) {
-        // Past the end the last key stands in, with weight 0.
-        uint token0 = key0 - push.first_token, last_token = end - 1 - push.first_token;
-        float s[KB];
-        for (uint k = 0; k < KB; k++) {
-            uint token = min(token0 + k, last_token);
+        // Loops over keys are not unrolled: with all of q and o in registers that would make code of
+        // thousands of loads.
+        uint token0 = key0 - push.first_token, count = min(KB, end - key0);
+        for (uint k = 0; k < count; k++) {
             vec4 sum = vec4(0);
             for (uint n = 0; n < DP4; n++)
-                sum += q[n] * cache_at(token, kv_head, part + n * DSPLIT);
-            s[k] = (sum.x + sum.y) + (sum.z + sum.w);
+                sum += q[n] * cache_at(token0 + k, kv_head, part + n * DSPLIT);
+            float s = (sum.x + sum.y) + (sum.z + sum.w);
+#ifdef KV_F16
+            s *= scale_at(token0 + k, kv_head);
+#endif
+            if (DSPLIT == 1)
+                score[k * ROWS + in_tile] = s;
+            else
+                share[k * WG + lane] = s;
         }
         if (DSPLIT > 1) {
-            for (uint k = 0; k < KB; k++)
-                share[k * WG + lane] = s[k];
             barrier();
-            for (uint k = part; k < KB; k += DSPLIT) {
+            for (uint k = part; k < count; k += DSPLIT) {
                 uint at = k * WG + in_tile * DSPLIT;
-                float sum = share[at];
+                float s = share[at];
                 for (uint p = 1; p < DSPLIT; p++)
-                    sum += share[at + p];
-                score[k * ROWS + in_tile] = sum;
+                    s += share[at + p];
+                score[k * ROWS + in_tile] = s;
             }
             barrier();
-            for (uint k = 0; k < KB; k++)
-                s[k] = score[k * ROWS + in_tile];
         }
         float new_top = top;
-        uint seen = min(visible, end); // keys of this row
-        for (uint k = 0; k < KB; k++) {
-#ifdef KV_F16
-            s[k] *= scale_at(min(token0 + k, last_token), kv_head);
-#endif
+        for (uint k = 0; k < count; k++)
             if (key0 + k < seen)
-                new_top = max(new_top, s[k]);
-        }
+                new_top = max(new_top, score[k * ROWS + in_tile]);
         float keep = exp2(top - new_top);
         top = new_top;
         weight *= keep;
         for (uint n = 0; n < DP4; n++)
             o[n] *= keep;
-        for (uint k = 0; k < KB; k++) {
-            s[k] = key0 + k < seen ? exp2(s[k] - top) : 0.0;
-            weight += s[k];
+        // Keys that every row of the tile sees, then those that some do not.
+        uint full = all_visible > key0 ? min(all_visible - key0, count) : 0;
+        for (uint k = 0; k < full; k++) {
+            float p = exp2(score[k * ROWS + in_tile] - top);
+            weight += p;
 #ifdef KV_F16
-            s[k] = key0 + k < seen
-                ? s[k] * scale_at(min(token0 + k, last_token), KV_HEADS + kv_head) : 0.0;
+            p *= scale_at(token0 + k, KV_HEADS + kv_head);
 #endif
+            for (uint n = 0; n < DP4; n++)
+                o[n] += p * cache_at(token0 + k, KV_HEADS + kv_head, part + n * DSPLIT);
         }
-        if (key0 + KB <= min(all_visible, end)) {
-            for (uint k = 0; k < KB; k++)
-                for (uint n = 0; n < DP4; n++)
-                    o[n] += s[k] * cache_at(token0 + k, KV_HEADS + kv_head, part + n * DSPLIT);
-        } else {
+        for (uint k = full; k < count; k++) {
             // Later values are left out, not multiplied by zero: they may be NaN.
-            for (uint k = 0; k < KB; k++) {
-                uint token = min(token0 + k, last_token);
-                for (uint n = 0; n < DP4; n++) {
-                    vec4 v = cache_at(token, KV_HEADS + kv_head, part + n * DSPLIT);
-                    o[n] += key0 + k < seen ? s[k] * v : vec4(0);
-                }
+            bool sees = key0 + k < seen;
+            float p = exp2(score[k * ROWS + in_tile] - top);
+            weight += sees ? p : 0.0;
+#ifdef KV_F16
+            p *= scale_at(token0 + k, KV_HEADS + kv_head);
+#endif
+            for (uint n = 0; n < DP4; n++) {
+                vec4 v = cache_at(token0 + k, KV_HEADS + kv_head, part + n * DSPLIT);
+                o[n] += sees ? p * v : vec4(0);
             }
         }
     }

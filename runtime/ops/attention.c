@@ -166,7 +166,7 @@ static plan plan_make(const op_context *ctx, uint32_t rows, uint32_t heads, uint
 {
     bool wide = op_wide(ctx);
     uint64_t pairs = (uint64_t)rows * (heads / kv->kv_heads);
-    plan p = {.lanes = 8, .parts = 1, .key_block = 8};
+    plan p = {.lanes = 8, .parts = 1, .key_block = 16};
     if (wide) {
         p.lanes = 128;
         p.parts = choose_parts(p.lanes, pairs < p.lanes ? (uint32_t)pairs : p.lanes, head_dim);

@@ -351,9 +351,7 @@ static void test_decode_replayed(void **unused)
 /* A binding of 1 MiB: the cache has several windows, and rows are cut too. */
 static void windows_of_variant(device_fixture *f, variant v)
 {
-    shape s = shape_of(4, 2, 128, 64, 1100);
-    if (v.type == FUL_TYPE_F16)
-        s.tokens = 2100;
+    shape s = shape_of(4, 4, 128, 64, v.type == FUL_TYPE_F16 ? 1060 : 560);
     s.capacity = s.tokens + 50;
     sequence q = sequence_make(s, 29);
     sequence_reference(&q, 3, 31);

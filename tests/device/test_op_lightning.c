@@ -455,6 +455,40 @@ static void test_decode_slowest_head(void **unused)
     fixture_close(&f);
 }
 
+/* The slowest heads over 10,000 tokens that bring nothing: only the factor's own error is left. It
+ * is expm1 on the host that keeps it small: exp(-s) - 1 in fp32 is wrong by up to 1e-3 of itself.
+ */
+static void test_decode_decay_alone(void **unused)
+{
+    (void)unused;
+    enum { HEADS = 8, DIM = 16, STEPS = 500, CYCLES = 20 };
+    device_fixture f;
+    fixture_open(&f, "");
+    double slopes[64];
+    ref_slopes(1, 64, 78, 80, slopes);
+    sequence s = sequence_make(HEADS, DIM, 1, 1, &slopes[56], 6);
+    memset(s.qkv, 0, s.stride * sizeof(float));
+    sequence_reference(&s);
+    sequence_upload(&s, &f, (variant){OP_SHAPE_AUTO, false});
+    step_params step = {.n_rows = 1};
+    op_context ctx = fixture_begin(&f, &step, false);
+    op_lightning_args args = sequence_args(&s);
+    for (int t = 0; t < STEPS; t++)
+        EXPECT_OK(op_lightning_decode(&ctx, &args));
+    for (int c = 0; c < CYCLES; c++)
+        fixture_run(&f);
+    fixture_end(&f);
+    for (size_t h = 0; h < HEADS; h++)
+        for (size_t i = 0; i < (size_t)DIM * DIM; i++)
+            s.state64[h * DIM * DIM + i] =
+                s.start64[h * DIM * DIM + i] * exp(-s.slopes[h] * STEPS * CYCLES);
+    float *state = read_floats(&f, &s.state);
+    EXPECT_ERROR_BELOW(worst_state(&s, state, s.state64), 3e-5, "10,000 steps of decay alone");
+    free(state);
+    sequence_free(&s, &f);
+    fixture_close(&f);
+}
+
 static void decay_ends_of_variant(device_fixture *f, variant v)
 {
     /* No decay: the state is the plain sum. A large one: only the token itself is left. */
@@ -670,6 +704,7 @@ int main(void)
         cmocka_unit_test(test_any_split),
         cmocka_unit_test(test_decode),
         cmocka_unit_test(test_decode_slowest_head),
+        cmocka_unit_test(test_decode_decay_alone),
         cmocka_unit_test(test_decay_ends),
         cmocka_unit_test(test_late_layer),
         cmocka_unit_test(test_decay_rules),
