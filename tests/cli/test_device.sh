@@ -206,6 +206,11 @@ expect_number "whole documents are predicted no worse than windows of 256" "$lon
 run perplexity "$demo" "$scratch/valid" --window 256 --no-bos --json
 expect_number "without begin token a window scores one token less" "$("$JSON_GET" tokens <"$out")" "<" "$whole_tokens"
 expect_same "without begin token" "$("$JSON_GET" bos <"$out")" -1
+printf 'Once upon a time there was a king.' >"$scratch/text"
+run perplexity "$demo" "$scratch/text" --json
+expect_same "perplexity scores every token of a text" "$("$JSON_GET" tokens <"$out")" \
+    "$(count_tokens "$(cat "$scratch/text")")"
+expect_same "perplexity counts its bytes" "$("$JSON_GET" bytes <"$out")" "$(wc -c <"$scratch/text" | tr -d ' ')"
 
 # ---- logits ----
 logits() { # NAME IDS [OPTION...]
