@@ -27,12 +27,14 @@ layout(constant_id = 1) const uint LANES = 1;
 layout(constant_id = 2) const uint R = 1;
 layout(constant_id = 3) const uint MODE = 0;
 layout(constant_id = 4) const uint SOURCE = 0;
+layout(constant_id = 5) const uint VEC4 = 0; // x_stride is a multiple of 4: f32 x is read by fours
 
 #ifdef X_HALF
 layout(std430, binding = 0) readonly buffer X { uint x[]; };
 layout(std430, binding = 4) readonly buffer XScale { float x_scale[]; };
 #else
 layout(std430, binding = 0) readonly buffer X { float x[]; };
+layout(std430, binding = 0) readonly buffer X4 { vec4 x4[]; };
 #endif
 layout(std430, binding = 1) readonly buffer W { uvec4 w[]; };
 layout(std430, binding = 2) readonly buffer Lists { uint lists[]; }; // SOURCE 0: the routes
@@ -93,6 +95,20 @@ void accumulate(uint row_a, uint row_b)
         unpack(w[row_a + c], a);
         unpack(w[row_b + c], b);
         uint column = c * WEIGHTS_PER_UVEC4;
+#ifndef X_HALF
+        if (VEC4 != 0u) {
+            [[unroll]] for (uint t = 0u; t < WEIGHTS_PER_UVEC4; t += 4u) {
+                [[unroll]] for (uint j = 0u; j < R; j++) {
+                    vec4 four = x4[(x_at[j] + column + t) >> 2];
+                    [[unroll]] for (uint i = 0u; i < 4u; i++) {
+                        sum0[j] += a[t + i] * four[i];
+                        sum1[j] += b[t + i] * four[i];
+                    }
+                }
+            }
+            continue;
+        }
+#endif
         [[unroll]] for (uint t = 0u; t < WEIGHTS_PER_UVEC4; t++) {
             [[unroll]] for (uint j = 0u; j < R; j++) {
                 float value = load_x(x_at[j] + column + t);

@@ -10,6 +10,7 @@
 // compensation in a fixed order.
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
 #include "inc/math.glsl"
 #include "inc/step.glsl"
 
@@ -22,6 +23,8 @@ layout(std430, binding = 1) writeonly buffer Result { uint result[]; };
 layout(push_constant) uniform Push {
     uint vocab;
 } push;
+
+const uint AHEAD = 8u;
 
 shared vec4 cells[WG];
 shared uint keys[WG];
@@ -85,19 +88,30 @@ vec4 total_of(vec4 value)
     return total;
 }
 
+// Several loads at once: one workgroup has little else to hide their latency behind.
+void load_ahead(uint i, out float ahead[AHEAD])
+{
+    [[unroll]] for (uint j = 0u; j < AHEAD; j++)
+        ahead[j] = logits[min(i + j * WG, push.vocab - 1u)];
+}
+
 // Numbers (by_mass: masses) of the tokens inside `head` with keys from each of three thresholds on;
 // in w those with a key above the first.
 vec4 measure(Cut head, uvec3 from, bool by_mass)
 {
     vec4 sum = vec4(0.0), lost = vec4(0.0);
-    for (uint i = me; i < push.vocab; i += WG) {
-        float logit = logits[i];
-        uint key = order_key(logit);
-        if (key >= from.x && inside(head, key, i)) {
-            float w = by_mass ? weight_of(logit) : 1.0;
-            vec4 in_each = vec4(1.0, key >= from.y ? 1.0 : 0.0, key >= from.z ? 1.0 : 0.0,
-                                key > from.x ? 1.0 : 0.0);
-            add(sum, lost, w * in_each);
+    for (uint i = me; i < push.vocab; i += AHEAD * WG) {
+        float ahead[AHEAD];
+        load_ahead(i, ahead);
+        [[unroll]] for (uint j = 0u; j < AHEAD; j++) {
+            uint id = i + j * WG;
+            uint key = order_key(ahead[j]);
+            if (id < push.vocab && key >= from.x && inside(head, key, id)) {
+                float w = by_mass ? weight_of(ahead[j]) : 1.0;
+                vec4 in_each = vec4(1.0, key >= from.y ? 1.0 : 0.0, key >= from.z ? 1.0 : 0.0,
+                                    key > from.x ? 1.0 : 0.0);
+                add(sum, lost, w * in_each);
+            }
         }
     }
     return total_of(sum);
@@ -109,6 +123,8 @@ uint find_key(Cut head, float needed, bool by_mass)
     uint key = 0u;
     for (int shift = 30; shift >= 0; shift -= 2) {
         uvec3 from = uvec3(key) + (uvec3(1u, 2u, 3u) << uint(shift));
+        if (from.x > order_key(largest))
+            continue; // nothing lies there
         vec4 found = measure(head, from, by_mass);
         if (found.z >= needed)
             key = from.z;
@@ -127,9 +143,14 @@ uint find_id(Cut head, uint key, float keep)
     while (high - low > 1u) {
         uint middle = low + (high - low) / 2u;
         vec4 sum = vec4(0.0);
-        for (uint i = me; i < middle; i += WG) {
-            uint k = order_key(logits[i]);
-            sum.x += k == key && inside(head, k, i) ? 1.0 : 0.0;
+        for (uint i = me; i < middle; i += AHEAD * WG) {
+            float ahead[AHEAD];
+            load_ahead(i, ahead);
+            [[unroll]] for (uint j = 0u; j < AHEAD; j++) {
+                uint id = i + j * WG;
+                uint k = order_key(ahead[j]);
+                sum.x += id < middle && k == key && inside(head, k, id) ? 1.0 : 0.0;
+            }
         }
         if (total_of(sum).x >= keep)
             high = middle;
@@ -153,13 +174,17 @@ Cut cut_ties(Cut head, uint key, float above, float at_or_above, float keep)
 bool find_largest()
 {
     uint best_key = 0u, best_id = 0xffffffffu, bad = 0u;
-    for (uint i = me; i < push.vocab; i += WG) {
-        float logit = logits[i];
-        bad |= is_finite(logit) ? 0u : 1u;
-        uint key = order_key(logit);
-        if (key > best_key || best_id == 0xffffffffu) {
-            best_key = key;
-            best_id = i;
+    for (uint i = me; i < push.vocab; i += AHEAD * WG) {
+        float ahead[AHEAD];
+        load_ahead(i, ahead);
+        [[unroll]] for (uint j = 0u; j < AHEAD; j++) {
+            uint id = i + j * WG;
+            bad |= is_finite(ahead[j]) ? 0u : 1u;
+            uint key = order_key(ahead[j]);
+            if (id < push.vocab && (key > best_key || best_id == 0xffffffffu)) {
+                best_key = key;
+                best_id = id;
+            }
         }
     }
     keys[me] = best_key;

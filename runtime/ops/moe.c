@@ -314,12 +314,13 @@ static ful_result matvec_pipeline(const moe_part *m, ful_type type, bool half, u
          {"moe_matvec_wide_half_f32", "moe_matvec_wide_half_f16", "moe_matvec_wide_half_bf16"}}};
     bool wide = m->plan->wide;
     uint32_t wg = wide ? 128 : 32, lanes = wide ? 32 : 1;
-    gpu_pipeline_desc desc = {.module = names[wide][half][type_index(type)],
-                              .buffer_count = half ? 5 : 4,
-                              .uniform = true,
-                              .push_bytes = sizeof(group_push),
-                              .spec_count = 5,
-                              .spec = {wg, lanes, rows, mode, source}};
+    gpu_pipeline_desc desc = {
+        .module = names[wide][half][type_index(type)],
+        .buffer_count = half ? 5 : 4,
+        .uniform = true,
+        .push_bytes = sizeof(group_push),
+        .spec_count = 6,
+        .spec = {wg, lanes, rows, mode, source, !half && call->x_stride % 4 == 0}};
     call->buffer_count = desc.buffer_count;
     call->rows_per_group = 2 * (wg / lanes);
     return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);

@@ -14,9 +14,9 @@ ful_result op_sample(const op_context *ctx, const op_sample_args *args)
         return fail(FUL_ERR_ARGUMENT, "sampling from no logits");
     const ful_caps *caps = device_caps(ctx->device);
     /* 24 bytes of shared memory an invocation, and a few words. */
-    uint32_t wg = op_wide(ctx) ? 512 : 32;
-    /* Older CPU drivers leave a shader after 65,535 turns of its loops; the longest search makes some
-     * eighty passes. */
+    uint32_t wg = op_wide(ctx) ? 1024 : 32;
+    /* Older CPU drivers leave a shader after 65,535 turns of its loops; the longest search makes
+     * some eighty passes. */
     while (wg < 512 && args->vocab / wg >= 65535 / 80)
         wg *= 2;
     while (wg > caps->workgroup_invocations || wg > caps->workgroup_size[0] ||

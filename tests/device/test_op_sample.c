@@ -105,25 +105,25 @@ static bool near_boundary(reference *r, const setting *s, double u, uint32_t tok
 }
 
 typedef struct sampling {
-    device_fixture f;
+    device_fixture *f;
     test_buffer logits, out;
     step_params step;
 } sampling;
 
-static void sampling_open(sampling *s, const char *caps, op_shape shape, const float *logits,
+static void sampling_open(sampling *s, device_fixture *f, op_shape shape, const float *logits,
                           uint32_t n)
 {
     memset(s, 0, sizeof *s);
-    fixture_open(&s->f, caps);
-    s->logits = fixture_buffer(&s->f, (uint64_t)n * 4, logits);
-    s->out = fixture_buffer(&s->f, 8, NULL);
+    s->f = f;
+    s->logits = fixture_buffer(s->f, (uint64_t)n * 4, logits);
+    s->out = fixture_buffer(s->f, 8, NULL);
     s->step = (step_params){.n_rows = 1, .top_p = 1.0f};
-    op_context ctx = fixture_begin(&s->f, &s->step, false);
+    op_context ctx = fixture_begin(s->f, &s->step, false);
     ctx.shape = shape;
-    test_buffer scratch = fixture_buffer(&s->f, op_sample_scratch_bytes(&ctx, n), NULL);
+    test_buffer scratch = fixture_buffer(s->f, op_sample_scratch_bytes(&ctx, n), NULL);
     op_sample_args args = {s->logits.range, n, s->out.range, scratch.range};
     EXPECT_OK(op_sample(&ctx, &args));
-    fixture_free(&s->f, &scratch);
+    fixture_free(s->f, &scratch);
 }
 
 static uint32_t sampling_draw(sampling *s, const setting *set, float u, uint32_t *flags)
@@ -133,21 +133,20 @@ static uint32_t sampling_draw(sampling *s, const setting *set, float u, uint32_t
     s->step.min_p = set->min_p;
     s->step.top_k = set->top_k;
     s->step.uniform = u;
-    fixture_step(&s->f, &s->step);
-    fixture_fill(&s->f, &s->out, NULL);
-    fixture_run(&s->f);
+    fixture_step(s->f, &s->step);
+    fixture_fill(s->f, &s->out, NULL);
+    fixture_run(s->f);
     uint32_t out[2];
-    fixture_read(&s->f, &s->out, out);
+    fixture_read(s->f, &s->out, out);
     *flags = out[1];
     return out[0];
 }
 
 static void sampling_close(sampling *s)
 {
-    fixture_end(&s->f);
-    fixture_free(&s->f, &s->logits);
-    fixture_free(&s->f, &s->out);
-    fixture_close(&s->f);
+    fixture_end(s->f);
+    fixture_free(s->f, &s->logits);
+    fixture_free(s->f, &s->out);
 }
 
 static const setting settings[] = {
@@ -178,7 +177,7 @@ static void logits_make(rng *r, int kind, float *logits, uint32_t n)
 }
 
 /* Draws with one set of logits under all settings; adds to *draws and *apart. */
-static void check_logits(const char *caps, op_shape shape, int kind, uint32_t n,
+static void check_logits(device_fixture *f, op_shape shape, int kind, uint32_t n,
                          uint32_t draws_each, uint32_t *draws, uint32_t *apart)
 {
     float *logits = ref_alloc_bytes(n, sizeof *logits);
@@ -188,7 +187,7 @@ static void check_logits(const char *caps, op_shape shape, int kind, uint32_t n,
     ful_alloc alloc = mem_functions(NULL);
     sampler_scratch scratch = {.alloc = &alloc};
     sampling s;
-    sampling_open(&s, caps, shape, logits, n);
+    sampling_open(&s, f, shape, logits, n);
     for (uint32_t i = 0; i < SETTINGS; i++) {
         for (uint32_t d = 0; d < draws_each; d++) {
             const setting *set = &settings[i];
@@ -212,7 +211,7 @@ static void check_logits(const char *caps, op_shape shape, int kind, uint32_t n,
                 fail_msg(
                     "sample vocab %u kind %d %s caps '%s' setting %u draw %u: token %u, the host "
                     "draws %d",
-                    (unsigned)n, kind, shape == OP_SHAPE_WIDE ? "wide" : "narrow", caps,
+                    (unsigned)n, kind, shape == OP_SHAPE_WIDE ? "wide" : "narrow", f->caps,
                     (unsigned)i, (unsigned)d, (unsigned)token, (int)host);
         }
     }
@@ -227,16 +226,19 @@ static void test_like_host(void **state)
     (void)state;
     static const uint32_t vocabs[] = {1, 2, 31, 97, 1000, 4096, 32768, 262144};
     uint32_t draws = 0, apart = 0;
+    device_fixture f;
+    fixture_open(&f, "");
     for (uint32_t v = 0; v < 8; v++) {
         uint32_t n = vocabs[v];
         if (n > 32768 && !fixture_full())
             continue;
         for (int kind = 0; kind < KINDS; kind++) {
             uint32_t each = n > 5000 ? 3 : fixture_full() ? 200 : 8;
-            check_logits("", OP_SHAPE_NARROW, kind, n, each, &draws, &apart);
-            check_logits("", OP_SHAPE_WIDE, kind, n, n > 5000 ? 1 : each / 4, &draws, &apart);
+            check_logits(&f, OP_SHAPE_NARROW, kind, n, each, &draws, &apart);
+            check_logits(&f, OP_SHAPE_WIDE, kind, n, n > 5000 ? 1 : each / 4, &draws, &apart);
         }
     }
+    fixture_close(&f);
     print_message("%u draws, %u apart from the host's, all within 1e-6 of a boundary\n",
                   (unsigned)draws, (unsigned)apart);
     assert_true(apart * 500 < draws);
@@ -246,9 +248,13 @@ static void test_masks(void **state)
 {
     (void)state;
     uint32_t draws = 0, apart = 0;
-    for (uint32_t m = 0; fixture_masks[m] != NULL; m++)
+    for (uint32_t m = 0; fixture_masks[m] != NULL; m++) {
+        device_fixture f;
+        fixture_open(&f, fixture_masks[m]);
         for (int kind = 0; kind < 2; kind++)
-            check_logits(fixture_masks[m], OP_SHAPE_WIDE, kind, 1000, 4, &draws, &apart);
+            check_logits(&f, OP_SHAPE_WIDE, kind, 1000, 4, &draws, &apart);
+        fixture_close(&f);
+    }
     assert_true(apart * 100 <= draws);
 }
 
@@ -259,8 +265,10 @@ static void test_largest_vocabulary(void **state)
     float *logits = ref_alloc_bytes(N, sizeof *logits);
     for (uint32_t i = 0; i < N; i++)
         logits[i] = i >= 200000 ? 2.0f : -1.0f;
+    device_fixture f;
+    fixture_open(&f, "");
     sampling s;
-    sampling_open(&s, "", OP_SHAPE_AUTO, logits, N);
+    sampling_open(&s, &f, OP_SHAPE_AUTO, logits, N);
     uint32_t flags;
     setting greedy = {0.0f, 1.0f, 0.0f, 0};
     assert_int_equal(sampling_draw(&s, &greedy, 0.5f, &flags), 200000);
@@ -270,6 +278,7 @@ static void test_largest_vocabulary(void **state)
     setting one = {1.0f, 1e-9f, 0.0f, 0};
     assert_int_equal(sampling_draw(&s, &one, 0.9999f, &flags), 200000);
     sampling_close(&s);
+    fixture_close(&f);
     free(logits);
 }
 
@@ -278,6 +287,8 @@ static void test_not_finite(void **state)
     (void)state;
     static const float bad[] = {NAN, INFINITY, -INFINITY};
     enum { N = 300 };
+    device_fixture f;
+    fixture_open(&f, "");
     for (uint32_t i = 0; i < 3; i++) {
         for (uint32_t at = 0; at < N; at += 149) {
             float logits[N];
@@ -285,7 +296,7 @@ static void test_not_finite(void **state)
                 logits[j] = (float)j * 0.01f;
             logits[at] = bad[i];
             sampling s;
-            sampling_open(&s, "", at ? OP_SHAPE_WIDE : OP_SHAPE_NARROW, logits, N);
+            sampling_open(&s, &f, at ? OP_SHAPE_WIDE : OP_SHAPE_NARROW, logits, N);
             for (uint32_t j = 0; j < SETTINGS; j++) {
                 uint32_t flags;
                 uint32_t token = sampling_draw(&s, &settings[j], 0.25f, &flags);
@@ -295,6 +306,7 @@ static void test_not_finite(void **state)
             sampling_close(&s);
         }
     }
+    fixture_close(&f);
 }
 
 int main(void)
