@@ -499,18 +499,21 @@ static void test_rope_far_positions(void **unused)
         variant v = {(op_shape)i, FUL_TYPE_F32};
         shape s = shape_of(3, 1, 48, 32, 20);
         s.origin = 1000000;
+        s.capacity += 2;
         sequence q = sequence_make(s, 41);
         sequence_reference(&q, 0, 1);
-        runner r = runner_make(&f, v, &q, s.tokens);
+        runner r = runner_make(&f, v, &q, s.tokens + 2);
         float *out = ref_alloc_bytes((size_t)s.tokens * s.heads * s.dim, sizeof(float));
         runner_step(&r, 0, s.tokens, out);
         check_rows(&f, v, &q, out, 0, 1, LIMIT_F32);
         /* q in place, k and v in the cache; k in qkv is left as it was. */
         float *qkv = ref_alloc_bytes(1, (size_t)r.qkv.bytes);
-        float *cache = ref_alloc_bytes((size_t)s.tokens * 2 * s.dim, sizeof(float));
+        float *cache = ref_alloc_bytes((size_t)s.capacity * 2 * s.dim, sizeof(float));
         fixture_read(&f, &r.qkv, qkv);
         EXPECT_OK(gpu_range_read(f.device, gpu_whole(&r.kv.windows[0]), 0, cache,
-                                 (uint64_t)s.tokens * 2 * s.dim * sizeof(float)));
+                                 (uint64_t)s.capacity * 2 * s.dim * sizeof(float)));
+        for (size_t n = (size_t)s.tokens * 2 * s.dim; n < (size_t)s.capacity * 2 * s.dim; n++)
+            assert_memory_equal(&cache[n], &POISON, sizeof POISON); /* no row, no key */
         size_t width = (size_t)s.heads * s.dim;
         for (uint32_t t = 0; t < s.tokens; t++) {
             const float *row = qkv + (size_t)t * q.stride, *given = q.qkv + (size_t)t * q.stride;
