@@ -71,13 +71,9 @@ static ful_result try_open(ful_instance **instance, ful_device **device, const c
                                              .caps = caps, .cache_dir = ""));
 }
 
-/* Keeps drivers loaded while the test runs: some can't be unloaded and loaded again often. */
+/* Keeps drivers loaded until the process ends: some can't be unloaded and loaded again often. It is never
+ * destroyed, because an exit handler may run after the driver's or the layer's own ones. */
 static ful_instance *anchor;
-
-static void anchor_drop(void)
-{
-    ful_instance_destroy(&anchor);
-}
 
 void fixture_require_device(void)
 {
@@ -93,7 +89,6 @@ void fixture_require_device(void)
     printf("device: %s (%s)\n", info->name, info->driver);
     ful_device_close(&device);
     anchor = instance;
-    atexit(anchor_drop);
 }
 
 void fixture_open(device_fixture *f, const char *caps)
