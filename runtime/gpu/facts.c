@@ -157,8 +157,10 @@ static uint32_t features_bits(const features *f)
     if (f->timeline.timelineSemaphore)
         bits |= FUL_FEATURE_TIMELINE;
 #ifdef VK_KHR_cooperative_matrix
-    /* The shader extension speaks in terms of the Vulkan memory model. */
-    if (f->coopmat.cooperativeMatrix && f->memory_model.vulkanMemoryModel)
+    /* The shader extension speaks in terms of the Vulkan memory model. With that enabled, atomics of
+     * every shader need the device scope, too. */
+    if (f->coopmat.cooperativeMatrix && f->memory_model.vulkanMemoryModel &&
+        f->memory_model.vulkanMemoryModelDeviceScope)
         bits |= FUL_FEATURE_COOPMAT;
 #endif
 #ifdef VK_NV_cooperative_matrix2
@@ -387,6 +389,7 @@ VkResult facts_create_device(const device_facts *facts, const ful_caps *caps, Vk
     f.subgroup_size.computeFullSubgroups = (caps->features & FUL_FEATURE_SUBGROUP_SIZE) != 0;
     f.int_dot.shaderIntegerDotProduct = (caps->features & FUL_FEATURE_INT_DOT) != 0;
     f.memory_model.vulkanMemoryModel = (caps->features & FUL_FEATURE_COOPMAT) != 0;
+    f.memory_model.vulkanMemoryModelDeviceScope = (caps->features & FUL_FEATURE_COOPMAT) != 0;
 #ifdef VK_KHR_cooperative_matrix
     f.coopmat.cooperativeMatrix = (caps->features & FUL_FEATURE_COOPMAT) != 0;
 #endif
