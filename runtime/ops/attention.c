@@ -265,16 +265,18 @@ static ful_result attention_pipelines(attention *t)
     return gpu_pipeline_get(t->ctx->device, &merge, &t->merge);
 }
 
-/* Rows whose qkv, outputs and sums each fit one binding and begin at multiples of 256 bytes. */
+/* Rows whose qkv, outputs, sums and rope factors each fit one binding and begin at multiples of 256
+ * bytes. */
 static ful_result rows_per_dispatch(const attention *t, uint32_t *out)
 {
     const op_attention_args *a = t->args;
     uint64_t window = device_window_bytes(t->ctx->device);
-    uint64_t bytes[3] = {(uint64_t)a->qkv_stride * sizeof(float),
+    uint64_t bytes[4] = {(uint64_t)a->qkv_stride * sizeof(float),
                          (uint64_t)a->heads * a->head_dim * sizeof(float),
-                         carry_bytes_per_row(&t->plan, a->heads, a->head_dim)};
+                         carry_bytes_per_row(&t->plan, a->heads, a->head_dim),
+                         (uint64_t)a->rotary_dim * sizeof(float)};
     uint64_t rows = a->rows, step = 1, most = 0;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         if (bytes[i] > most)
             most = bytes[i];
         while (bytes[i] * step % 256 != 0)
@@ -307,7 +309,7 @@ static ful_result record_rope(const attention *t, uint32_t row0, uint32_t rows)
     const op_attention_args *a = t->args;
     const op_kv *kv = a->kv;
     uint64_t row_bytes = (uint64_t)a->qkv_stride * sizeof(float);
-    uint64_t table_bytes = (uint64_t)a->rotary_dim / 2 * 2 * sizeof(float);
+    uint64_t table_bytes = (uint64_t)a->rotary_dim * sizeof(float);
     for (uint32_t w = 0; w < kv->window_count; w++) {
         uint32_t head0 = w == 0 ? 0 : a->heads;
         rope_push push = {row0, rows, a->qkv_stride, w * kv->window_tokens, tokens_in_window(kv, w),
