@@ -233,7 +233,7 @@ static void test_like_host(void **state)
         if (n > 32768 && !fixture_full())
             continue;
         for (int kind = 0; kind < KINDS; kind++) {
-            uint32_t each = n > 5000 ? 3 : fixture_full() ? 200 : 8;
+            uint32_t each = n > 5000 ? 3 : fixture_full() ? 24 : 8;
             check_logits(&f, OP_SHAPE_NARROW, kind, n, each, &draws, &apart);
             check_logits(&f, OP_SHAPE_WIDE, kind, n, n > 5000 ? 1 : each / 4, &draws, &apart);
         }
