@@ -157,8 +157,8 @@ static uint32_t features_bits(const features *f)
     if (f->timeline.timelineSemaphore)
         bits |= FUL_FEATURE_TIMELINE;
 #ifdef VK_KHR_cooperative_matrix
-    /* The shader extension speaks in terms of the Vulkan memory model. With that enabled, atomics of
-     * every shader need the device scope, too. */
+    /* The shader extension speaks in terms of the Vulkan memory model. With that enabled, atomics
+     * of every shader need the device scope, too. */
     if (f->coopmat.cooperativeMatrix && f->memory_model.vulkanMemoryModel &&
         f->memory_model.vulkanMemoryModelDeviceScope)
         bits |= FUL_FEATURE_COOPMAT;

@@ -21,7 +21,7 @@ typedef struct model_config {
     double lightning_norm_eps; /* 1e-6 */
     double alpha_lightning, beta_lightning, alpha_softmax, beta_softmax, alpha_mlp, beta_mlp;
     bool tied_head;
-    decay_rule decay; /* the style's default; callers may override */
+    decay_rule decay;                   /* the style's default; callers may override */
     int32_t bos_token_id, eos_token_id; /* -1: the config gives none */
     uint8_t layers[CONFIG_MAX_LAYERS];  /* layer_kind */
 } model_config;

@@ -258,8 +258,8 @@ ful_result ful_op_attention(ful_stream *stream, const ful_attention_args *args)
     if (args->kv == NULL || args->kv->device != stream->device)
         return fail(FUL_ERR_ARGUMENT, "ful_op_attention: kv must be given, of the stream's device");
     const op_kv *kv = &args->kv->gpu;
-    if (args->heads == 0 || args->heads % kv->kv_heads != 0 || args->rotary_dim == 0 || args->rotary_dim % 2 != 0 ||
-        args->rotary_dim > kv->head_dim)
+    if (args->heads == 0 || args->heads % kv->kv_heads != 0 || args->rotary_dim == 0 ||
+        args->rotary_dim % 2 != 0 || args->rotary_dim > kv->head_dim)
         return fail(FUL_ERR_ARGUMENT, "ful_op_attention: %u heads on %u, rotary_dim %u of %u",
                     (unsigned)args->heads, (unsigned)kv->kv_heads, (unsigned)args->rotary_dim,
                     (unsigned)kv->head_dim);

@@ -1,6 +1,6 @@
 /* json_get [KEY]: reads JSON from standard input, strictly, and prints the value of KEY, or the
- * whole value if none is given: strings as they are, arrays as their size. Fails if it is no JSON or
- * has no such key. */
+ * whole value if none is given: strings as they are, arrays as their size. Fails if it is no JSON
+ * or has no such key. */
 #include <stdio.h>
 #include <string.h>
 

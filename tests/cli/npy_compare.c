@@ -25,7 +25,8 @@ static void die(const char *path, const char *why)
     exit(2);
 }
 
-/* Strict: exactly the header that NumPy writes for such an array, and exactly its data behind it. */
+/* Strict: exactly the header that NumPy writes for such an array, and exactly its data behind it.
+ */
 static npy read_npy(const char *path)
 {
     FILE *f = fopen(path, "rb");

@@ -19,7 +19,10 @@ uint32_t ref_argmax(uint32_t n, const double *logits)
     return best;
 }
 
-static double max_of(uint32_t n, const double *x) { return x[ref_argmax(n, x)]; }
+static double max_of(uint32_t n, const double *x)
+{
+    return x[ref_argmax(n, x)];
+}
 
 void ref_softmax(uint32_t n, const double *logits, double temperature, double *p)
 {

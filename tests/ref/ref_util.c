@@ -14,7 +14,10 @@ void *ref_alloc_bytes(size_t count, size_t size)
     return p;
 }
 
-double *ref_alloc(size_t n) { return ref_alloc_bytes(n, sizeof(double)); }
+double *ref_alloc(size_t n)
+{
+    return ref_alloc_bytes(n, sizeof(double));
+}
 
 void ref_from_f32(const float *in, double *out, size_t n)
 {
@@ -35,7 +38,10 @@ double ref_sigmoid(double x)
     return x >= 0.0 ? 1.0 / (1.0 + e) : e / (1.0 + e);
 }
 
-double ref_silu(double x) { return x * ref_sigmoid(x); }
+double ref_silu(double x)
+{
+    return x * ref_sigmoid(x);
+}
 
 double ref_dot(const double *a, const double *b, size_t n)
 {

@@ -71,8 +71,8 @@ static ful_result try_open(ful_instance **instance, ful_device **device, const c
                                              .caps = caps, .cache_dir = ""));
 }
 
-/* Keeps drivers loaded until the process ends: some can't be unloaded and loaded again often. It is never
- * destroyed, because an exit handler may run after the driver's or the layer's own ones. */
+/* Keeps drivers loaded until the process ends: some can't be unloaded and loaded again often. It is
+ * never destroyed, because an exit handler may run after the driver's or the layer's own ones. */
 static ful_instance *anchor;
 
 void fixture_require_device(void)

@@ -4,7 +4,10 @@
 
 static const double two_pi = 6.283185307179586476925286766559;
 
-rng rng_seed(uint64_t seed) { return (rng){.state = seed}; }
+rng rng_seed(uint64_t seed)
+{
+    return (rng){.state = seed};
+}
 
 uint64_t rng_next(rng *r)
 {
@@ -14,7 +17,10 @@ uint64_t rng_next(rng *r)
     return z ^ (z >> 31);
 }
 
-double rng_uniform(rng *r) { return (double)(rng_next(r) >> 11) * 0x1p-53; }
+double rng_uniform(rng *r)
+{
+    return (double)(rng_next(r) >> 11) * 0x1p-53;
+}
 
 double rng_normal(rng *r)
 {
@@ -23,7 +29,10 @@ double rng_normal(rng *r)
     return radius * cos(two_pi * rng_uniform(r));
 }
 
-uint32_t rng_below(rng *r, uint32_t n) { return (uint32_t)(((rng_next(r) >> 32) * n) >> 32); }
+uint32_t rng_below(rng *r, uint32_t n)
+{
+    return (uint32_t)(((rng_next(r) >> 32) * n) >> 32);
+}
 
 void rng_fill_normal(rng *r, float *out, size_t n, double scale)
 {
