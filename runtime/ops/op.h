@@ -71,6 +71,17 @@ typedef struct op_activation {
     bool half;
 } op_activation;
 
+/* Halves with a power-of-two scale per row and block of columns:
+ * element (r, c) = data[r * stride + c] * scale[r * (stride / block) + c / block].
+ * The scale of an all-zero block is 1, of a block with inf or NaN it is NaN. Data is empty
+ * (buffer == NULL) where blocks are not used. */
+typedef struct op_blocks {
+    gpu_range data;
+    gpu_range scale;
+    uint32_t stride; /* elements from row to row, a multiple of block and of 8 */
+    uint32_t block;  /* columns that share a scale */
+} op_blocks;
+
 /* ---- embed.c: out[r] = table[token[r]]. Tokens outside the table write zeros. ---- */
 typedef struct op_embed_args {
     gpu_range tokens;        /* [rows] u32 */
@@ -106,7 +117,9 @@ typedef struct op_gated_norm_args {
     float eps;
     uint32_t dim, rows;
     bool fixed;
-    op_activation out; /* f32 or half */
+    op_activation out;               /* f32 or half */
+    op_blocks o_blocks, gate_blocks; /* if not empty: read instead of o and gate (from column
+                                        gate_offset on) */
 } op_gated_norm_args;
 ful_result op_gated_norm(const op_context *ctx, const op_gated_norm_args *args);
 
@@ -126,6 +139,8 @@ typedef struct op_matmul_args {
     const gpu_tensor *w; /* dense */
     gpu_range out;       /* f32 [rows][out_stride] */
     uint32_t out_stride;
+    op_blocks out_blocks; /* if not empty: the result after act goes here instead of to out; needs
+                             x.half and op_half_usable */
     op_act act;
     uint32_t split;
     uint32_t rows;
@@ -172,10 +187,12 @@ typedef struct op_lightning_args {
                       after SiLU */
     uint32_t qkv_stride;
     uint32_t heads, head_dim, rows;
-    gpu_range decay;   /* storage buffer filled by op_lightning_decay_fill */
-    gpu_range state;   /* in and out: f32 [heads][head_dim (key)][head_dim (value)] */
-    gpu_range out;     /* f32 [rows][heads*head_dim] */
-    gpu_range scratch; /* prefill: op_lightning_scratch_bytes */
+    gpu_range decay;      /* storage buffer filled by op_lightning_decay_fill */
+    gpu_range state;      /* in and out: f32 [heads][head_dim (key)][head_dim (value)] */
+    gpu_range out;        /* f32 [rows][heads*head_dim] */
+    op_blocks qkv_blocks; /* prefill: if not empty, read instead of qkv; block = head_dim */
+    op_blocks out_blocks; /* prefill: if not empty, written instead of out; block = head_dim */
+    gpu_range scratch;    /* prefill: op_lightning_scratch_bytes */
 } op_lightning_args;
 uint64_t op_lightning_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t heads,
                                     uint32_t head_dim);
