@@ -37,6 +37,19 @@ typedef enum ful_feature {
     FUL_FEATURE_PORTABILITY = 1 << 13    /* a portability subset (MoltenVK); information only */
 } ful_feature;
 
+/* One product of cooperative matrices, m x k times k x n. */
+typedef struct ful_matrix_shape {
+    uint32_t m, n, k;
+} ful_matrix_shape;
+
+/* Flexible sizes of cooperative matrices: multiples of m, n and k. */
+typedef struct ful_matrix_grain {
+    uint32_t m, n, k;
+    uint32_t invocations; /* of the workgroup they are for; 0 at subgroup scope */
+    bool workgroup;       /* workgroup scope; else subgroup */
+} ful_matrix_grain;
+enum { FUL_MATRIX_SHAPES = 8 };
+
 /* What a device has after masking. Zero means absent. */
 typedef struct ful_caps {
     uint32_t features;                                  /* ful_feature bits */
@@ -58,6 +71,16 @@ typedef struct ful_caps {
         host_visible_local_bytes; /* of these, what the host can write directly (ReBAR, unified) */
     double timestamp_period_ns;   /* 0: no timestamps */
     bool unified_memory;          /* host and device share their memory */
+    /* coopmat: shapes of f16 x f16 -> f32 in a subgroup that the kernels know, best first, and the
+     * subgroup size that goes with them. */
+    uint32_t matrix_count, matrix_subgroup;
+    ful_matrix_shape matrix[FUL_MATRIX_SHAPES];
+    /* coopmat2: flexible sizes of f16 x f16 -> f32. */
+    uint32_t flexible_count;
+    ful_matrix_grain flexible[FUL_MATRIX_SHAPES];
+    uint32_t flexible_dimension;    /* largest m, n or k */
+    uint32_t flexible_workgroup;    /* most invocations at workgroup scope */
+    uint32_t flexible_shared_bytes; /* of shared memory that the driver keeps at workgroup scope */
 } ful_caps;
 
 typedef struct ful_device_info {

@@ -103,8 +103,16 @@ void caps_remove(uint32_t features, ful_caps *caps)
         caps->features &= ~(uint32_t)(FUL_FEATURE_COOPMAT | FUL_FEATURE_SUBGROUP_SIZE);
         caps->subgroup_size = caps->subgroup_min = caps->subgroup_max = 1;
     }
-    if (!(caps->features & FUL_FEATURE_COOPMAT))
+    if (!(caps->features & FUL_FEATURE_COOPMAT)) {
         caps->features &= ~(uint32_t)FUL_FEATURE_COOPMAT2;
+        caps->matrix_count = caps->matrix_subgroup = 0;
+        memset(caps->matrix, 0, sizeof(caps->matrix));
+    }
+    if (!(caps->features & FUL_FEATURE_COOPMAT2)) {
+        caps->flexible_count = caps->flexible_dimension = caps->flexible_workgroup = 0;
+        caps->flexible_shared_bytes = 0;
+        memset(caps->flexible, 0, sizeof(caps->flexible));
+    }
     if (!(caps->features & FUL_FEATURE_TIMESTAMP))
         caps->timestamp_period_ns = 0;
 }
@@ -119,6 +127,8 @@ static void limit_subgroup(ful_caps *caps, uint64_t size)
         caps->subgroup_size = caps->subgroup_min = caps->subgroup_max = (uint32_t)size;
     else
         caps_remove(FUL_FEATURE_SUBGROUP, caps);
+    if (caps->matrix_count > 0 && caps->matrix_subgroup != size)
+        caps_remove(FUL_FEATURE_COOPMAT, caps);
 }
 
 static bool limit_apply(word key, uint64_t v, ful_caps *caps)

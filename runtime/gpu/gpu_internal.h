@@ -42,6 +42,16 @@ typedef struct caps_identity {
 } caps_identity;
 void caps_distrust(const caps_identity *id, ful_caps *caps);
 
+/* ---- matrix.c ---- */
+/* Notes a shape of f16 x f16 -> f32 at subgroup scope: sorted, each once, unknown ones left out. */
+void caps_add_matrix(ful_caps *caps, ful_matrix_shape shape);
+void caps_add_flexible(ful_caps *caps, const ful_matrix_grain *grain);
+/* Once all shapes are noted: the subgroup size to require, and no coopmat without a known shape or
+ * where a subgroup's size can't be relied on. */
+void caps_settle_matrices(uint32_t vendor_id, ful_caps *caps);
+/* Asks the device for both lists. */
+void matrices_read(VkPhysicalDevice physical, uint32_t vendor_id, ful_caps *caps);
+
 /* ---- device.c ---- */
 /* Everything read from a physical device. */
 typedef struct device_facts {
@@ -140,7 +150,8 @@ struct gpu_pipeline {
     const char *name;
     const uint32_t *code;
     size_t code_bytes;
-    bool wants_subgroup_size;
+    uint32_t subgroup_size; /* required; 0: the driver's choice */
+    bool full_subgroups;
     uint64_t hash;
     const pipeline_layout *layout;
     VkPipeline vk;         /* VK_NULL_HANDLE until compiled */

@@ -130,12 +130,15 @@ static VkResult pipeline_compile(ful_device *d, gpu_pipeline *p)
     VkSpecializationInfo spec = {p->desc.spec_count, entries, p->desc.spec_count * 4, p->desc.spec};
     VkPipelineShaderStageRequiredSubgroupSizeCreateInfo size = {
         .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO,
-        .requiredSubgroupSize = d->info.caps.subgroup_size,
+        .requiredSubgroupSize = p->subgroup_size,
     };
     VkComputePipelineCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
         .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
-                  .pNext = p->wants_subgroup_size ? &size : NULL,
+                  .pNext = p->subgroup_size != 0 ? &size : NULL,
+                  .flags = p->full_subgroups
+                               ? VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT
+                               : 0,
                   .stage = VK_SHADER_STAGE_COMPUTE_BIT,
                   .module = module,
                   .pName = "main",
@@ -252,8 +255,14 @@ static ful_result pipeline_note(ful_device *d, const gpu_pipeline_desc *desc, co
     p->code_bytes = code_bytes;
     p->hash = hash;
     p->layout = layout;
-    p->wants_subgroup_size = (d->info.caps.features & FUL_FEATURE_SUBGROUP_SIZE) &&
-                             (needs_word(needs, "subgroup") || needs_word(needs, "coopmat"));
+    if (d->info.caps.features & FUL_FEATURE_SUBGROUP_SIZE) {
+        const ful_caps *caps = &d->info.caps;
+        if (needs_word(needs, "coopmat"))
+            p->subgroup_size = caps->matrix_subgroup;
+        else if (needs_word(needs, "subgroup"))
+            p->subgroup_size = caps->subgroup_size;
+        p->full_subgroups = needs_word(needs, "coopmat") || needs_word(needs, "coopmat2");
+    }
     d->pipelines[d->pipeline_count++] = p;
     *out = p;
     return FUL_OK;

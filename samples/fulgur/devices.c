@@ -49,6 +49,21 @@ static void print_text(const ful_device_info *d)
     printf(", %u storage buffers\n   features   ", c->storage_buffers);
     print_features(c->features, " ", "");
     printf("\n");
+    if (c->matrix_count == 0)
+        return;
+    printf("   matrices  ");
+    for (uint32_t i = 0; i < c->matrix_count; i++)
+        printf(" %ux%ux%u", c->matrix[i].m, c->matrix[i].n, c->matrix[i].k);
+    printf(" in subgroups of %u", c->matrix_subgroup);
+    for (uint32_t i = 0; i < c->flexible_count; i++) {
+        const ful_matrix_grain *g = &c->flexible[i];
+        printf(", multiples of %ux%ux%u in ", g->m, g->n, g->k);
+        if (g->workgroup)
+            printf("workgroups of %u", g->invocations);
+        else
+            printf("subgroups");
+    }
+    printf("\n");
 }
 
 static void print_json(const ful_device_info *d)
@@ -70,6 +85,15 @@ static void print_json(const ful_device_info *d)
         (unsigned long long)c->storage_range_bytes, (unsigned long long)c->allocation_bytes,
         c->workgroup_invocations, c->shared_bytes, c->subgroup_size, c->storage_buffers);
     print_features(c->features, ", ", "\"");
+    printf("], \"matrix_subgroup\": %u, \"matrices\": [", c->matrix_subgroup);
+    for (uint32_t i = 0; i < c->matrix_count; i++)
+        printf("%s[%u, %u, %u]", i ? ", " : "", c->matrix[i].m, c->matrix[i].n, c->matrix[i].k);
+    printf("], \"flexible_matrices\": [");
+    for (uint32_t i = 0; i < c->flexible_count; i++) {
+        const ful_matrix_grain *g = &c->flexible[i];
+        printf("%s{\"grain\": [%u, %u, %u], \"scope\": \"%s\", \"invocations\": %u}", i ? ", " : "",
+               g->m, g->n, g->k, g->workgroup ? "workgroup" : "subgroup", g->invocations);
+    }
     printf("]}");
 }
 

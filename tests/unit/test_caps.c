@@ -257,6 +257,55 @@ static void test_distrust(void **state)
     assert_false(c.features & FUL_FEATURE_SUBGROUP);
 }
 
+/* Lists of drivers in their own order, with shapes nobody knows. */
+static void test_matrices(void **state)
+{
+    (void)state;
+    ful_caps c = rich();
+    caps_add_matrix(&c, (ful_matrix_shape){16, 8, 8});
+    caps_settle_matrices(0x10de, &c);
+    assert_int_equal(c.matrix_count, 0);
+    assert_false(c.features & (FUL_FEATURE_COOPMAT | FUL_FEATURE_COOPMAT2));
+
+    c = rich();
+    static const ful_matrix_shape listed[] = {{8, 8, 8},    {16, 8, 8},   {16, 8, 16}, {64, 64, 16},
+                                              {16, 16, 16}, {16, 8, 16},  {8, 8, 16},  {8, 16, 16},
+                                              {16, 16, 16}, {32, 32, 16}, {8, 8, 8}};
+    for (size_t i = 0; i < sizeof(listed) / sizeof(listed[0]); i++)
+        caps_add_matrix(&c, listed[i]);
+    static const ful_matrix_shape want[] = {
+        {16, 16, 16}, {16, 8, 16}, {8, 16, 16}, {8, 8, 16}, {8, 8, 8}};
+    assert_int_equal(c.matrix_count, 5);
+    assert_memory_equal(c.matrix, want, sizeof(want));
+    for (uint32_t i = 0; i < 20; i++)
+        caps_add_flexible(&c, &(ful_matrix_grain){16, 16, 16, 128, true});
+    assert_int_equal(c.flexible_count, FUL_MATRIX_SHAPES);
+    ful_caps intel = c, loose = c;
+    caps_settle_matrices(0x10de, &c);
+    assert_int_equal(c.matrix_subgroup, 32);
+    assert_true(c.features & FUL_FEATURE_COOPMAT);
+    caps_settle_matrices(0x8086, &intel);
+    assert_int_equal(intel.matrix_subgroup, 8);
+    /* Subgroups of several sizes, none of which can be required. */
+    loose.features &= ~(uint32_t)FUL_FEATURE_SUBGROUP_SIZE;
+    caps_settle_matrices(0x10de, &loose);
+    assert_false(loose.features & FUL_FEATURE_COOPMAT);
+
+    ful_caps masked = c;
+    assert_int_equal(caps_apply("-coopmat2", "test", &masked), FUL_OK);
+    assert_int_equal(masked.matrix_count, 5);
+    assert_int_equal(masked.flexible_count, 0);
+    assert_int_equal(caps_apply("-coopmat", "test", &masked), FUL_OK);
+    assert_int_equal(masked.matrix_count, 0);
+    assert_int_equal(masked.matrix_subgroup, 0);
+    masked = c;
+    assert_int_equal(caps_apply("subgroup_size=16", "test", &masked), FUL_OK);
+    assert_int_equal(masked.subgroup_size, 16);
+    assert_false(masked.features & FUL_FEATURE_COOPMAT); /* its matrices want 32 */
+    assert_int_equal(caps_apply("subgroup_size=32", "test", &c), FUL_OK);
+    assert_true(c.features & FUL_FEATURE_COOPMAT);
+}
+
 static void test_names(void **state)
 {
     (void)state;
@@ -273,7 +322,8 @@ int main(void)
         cmocka_unit_test(test_features),      cmocka_unit_test(test_dependent),
         cmocka_unit_test(test_subgroup_size), cmocka_unit_test(test_bad_words),
         cmocka_unit_test(test_floor),         cmocka_unit_test(test_needs),
-        cmocka_unit_test(test_distrust),      cmocka_unit_test(test_names),
+        cmocka_unit_test(test_distrust),      cmocka_unit_test(test_matrices),
+        cmocka_unit_test(test_names),
     };
     return cmocka_run_group_tests_name("caps", tests, NULL, NULL);
 }
