@@ -3,7 +3,7 @@
 #include <assert.h>
 #include <stdio.h>
 
-#include "ops/op_common.h"
+#include "ops/tiles.h"
 
 enum {
     FEW_ROWS = 8, /* up to here matrix-vector kernels read each weight once for all rows */
@@ -88,6 +88,14 @@ static void plan_tiles(const op_context *ctx, const op_matmul_args *args, matmul
         .spec = {TILE_WG, bm, bn, bk, 8, 4, args->act, vec, half && args->w->row_scale.vk != NULL}};
 }
 
+bool op_matmul_blocks_usable(const op_context *ctx, const gpu_tensor *w, uint32_t rows,
+                             uint32_t block)
+{
+    tile_request request = {.w = w, .rows = rows, .out_stride = block, .block = block};
+    tile_kernel kernel;
+    return op_wide(ctx) && tiles_choose(ctx, &request, &kernel);
+}
+
 ful_result op_matmul(const op_context *ctx, const op_matmul_args *args)
 {
     const gpu_tensor *w = args->w;
@@ -104,6 +112,22 @@ ful_result op_matmul(const op_context *ctx, const op_matmul_args *args)
                     (unsigned)x->stride);
     if (args->rows == 0)
         return fail(FUL_ERR_ARGUMENT, "matmul: no rows");
+
+    const op_blocks *blocks = &args->out_blocks;
+    bool in_blocks = blocks->data.buffer != NULL;
+    if (x->half && op_wide(ctx) && (in_blocks || args->rows > FEW_ROWS)) {
+        tile_request request = {.w = w,
+                                .rows = args->rows,
+                                .out_stride = in_blocks ? blocks->stride : args->out_stride,
+                                .block = in_blocks ? blocks->block : 0,
+                                .act = args->act};
+        tile_kernel kernel;
+        if (tiles_choose(ctx, &request, &kernel))
+            return tiles_matmul(ctx, args, &kernel);
+    }
+    if (in_blocks)
+        return fail(FUL_ERR_UNSUPPORTED, "matmul: no kernel here gives %u x %u in blocks of %u",
+                    (unsigned)args->rows, (unsigned)w->rows, (unsigned)blocks->block);
 
     matmul_plan plan;
     bool tiles = op_wide(ctx) && args->rows > FEW_ROWS && (!x->half || op_half_usable(ctx->device));

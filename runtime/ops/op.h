@@ -140,7 +140,7 @@ typedef struct op_matmul_args {
     gpu_range out;       /* f32 [rows][out_stride] */
     uint32_t out_stride;
     op_blocks out_blocks; /* if not empty: the result after act goes here instead of to out; needs
-                             x.half and op_half_usable */
+                             x.half and op_matmul_blocks_usable */
     op_act act;
     uint32_t split;
     uint32_t rows;
@@ -148,6 +148,9 @@ typedef struct op_matmul_args {
 } op_matmul_args;
 /* Few rows (and CPU devices): matrix-vector kernels; else tiles. */
 ful_result op_matmul(const op_context *ctx, const op_matmul_args *args);
+/* True if op_matmul can write op_blocks of this size with these weights here. */
+bool op_matmul_blocks_usable(const op_context *ctx, const gpu_tensor *w, uint32_t rows,
+                             uint32_t block);
 
 /* ---- moe.c ---- */
 /* Softmax over all experts, top_k, renormalised. Ties go to the lowest index. */

@@ -1,0 +1,48 @@
+/* Products with weight matrices on matrix units: which kernel makes tiles of what size. The kernels
+ * share bindings, push constants and numbering of the groups (shaders/inc/matmul.glsl). */
+#ifndef FULGUR_OPS_TILES_H
+#define FULGUR_OPS_TILES_H
+
+#include "ops/op_common.h"
+
+/* As in inc/matmul.glsl. */
+typedef struct tile_push {
+    uint32_t row0, row_count, fixed_rows;
+    uint32_t cols;
+    uint32_t x_stride, out_stride;
+    uint32_t w_rows, w_row0, w_stride, w_rows_all;
+    uint32_t split;
+    uint32_t experts, window_expert, window_experts;
+    uint32_t splits, split_stride;
+} tile_push;
+static_assert(sizeof(tile_push) == 64, "as in inc/matmul.glsl");
+
+/* What is to be multiplied: inputs are halves with row scales. */
+typedef struct tile_request {
+    const gpu_tensor *w;
+    bool grouped;       /* rows are sorted pairs of experts, lists by moe_sort */
+    uint32_t rows;      /* of x that share weights: all, or of one expert on average */
+    uint32_t tile_rows; /* grouped: as given to moe_sort; else 0 */
+    uint32_t out_stride;
+    uint32_t block; /* not 0: results are op_blocks */
+    op_act act;
+} tile_request;
+
+typedef struct tile_kernel {
+    op_module module;
+    gpu_pipeline_desc desc; /* desc.module is still to be pointed at module.name */
+    uint32_t bm, bn;        /* rows of x and weight rows of a tile */
+} tile_kernel;
+
+/* True if the device has a kernel for halves on matrix units at all. */
+bool tiles_usable(const op_context *ctx);
+/* False if no kernel serves the request there. */
+bool tiles_choose(const op_context *ctx, const tile_request *request, tile_kernel *out);
+/* Rows of a tile for experts with that many rows on average. */
+uint32_t tiles_group_rows(const op_context *ctx, uint32_t rows);
+
+/* All of a dense product. */
+ful_result tiles_matmul(const op_context *ctx, const op_matmul_args *args,
+                        const tile_kernel *kernel);
+
+#endif
