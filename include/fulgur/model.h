@@ -74,8 +74,8 @@ FUL_API ful_result ful_model_tensors(ful_instance *instance, const char *path, f
 typedef struct ful_plan_params {
     size_t struct_size;
     size_t max_tokens;     /* context of one session; 0 = min(context_length, 4096) */
-    uint32_t chunk_tokens; /* largest prefill chunk; 0 = 512, less where a binding or the memory is
-                              small */
+    uint32_t chunk_tokens; /* largest prefill chunk, at most 8192; 0 = 2048 on discrete GPUs, 512 on
+                              others, less where a binding or the memory is small */
     ful_precision precision;
     ful_decay decay;
     uint32_t session_count; /* sessions to plan memory for; 0 = 1 */
@@ -108,6 +108,43 @@ FUL_API ful_result ful_model_plan(ful_instance *instance, const char *path, ful_
 FUL_API ful_result ful_model_load(ful_model **out, ful_device *device, const char *path,
                                   const ful_plan *plan, ful_progress_fn progress,
                                   void *progress_ctx);
+
+/* ---- synthetic models: random weights of any dimensions, made on the device, for measuring ----
+ */
+
+/* A preset, or every dimension, or a preset with some dimensions changed: zero = the preset's. */
+typedef struct ful_synthetic_params {
+    size_t struct_size;
+    const char *preset; /* "tiny", "small", "mid", "full8x8", "full8", "full16", "full80"; NULL:
+                           all dimensions are given below */
+    uint32_t block_count, hidden_size, intermediate_size, vocab_size;
+    uint32_t head_count, kv_head_count, head_dim;
+    uint32_t rotary_dim; /* 0 without a preset: half of head_dim */
+    uint32_t expert_count;
+    uint32_t top_k;          /* 0 = 2 */
+    uint32_t softmax_every;  /* every so many layers the last is a softmax layer; 0 = 8 */
+    uint32_t context_length; /* 0 = 1,048,576 tokens */
+    ful_type weight_type;    /* of matrices; routers and norms are f32; 0 = f16 */
+    uint64_t seed;           /* the same seed and dimensions give the same weights */
+} ful_synthetic_params;
+#define ful_synthetic_params(...)                                                                  \
+    (&(ful_synthetic_params){.struct_size = sizeof(ful_synthetic_params), __VA_ARGS__})
+
+/* Name of the preset `index`, smallest first; NULL beyond the last. Static storage. */
+FUL_API const char *ful_synthetic_preset(uint32_t index);
+
+/* As ful_model_inspect; no device is needed. FUL_ERR_ARGUMENT names the dimension that can't be. */
+FUL_API ful_result ful_synthetic_inspect(const ful_synthetic_params *params, ful_model_info *out);
+
+/* As ful_model_plan. */
+FUL_API ful_result ful_synthetic_plan(ful_device *device, const ful_synthetic_params *params,
+                                      const ful_plan_params *plan_params, ful_plan *out);
+
+/* As ful_model_load, with weights computed on the device: neither files nor host memory are
+ * needed. */
+FUL_API ful_result ful_model_synthesize(ful_model **out, ful_device *device,
+                                        const ful_synthetic_params *params, const ful_plan *plan,
+                                        ful_progress_fn progress, void *progress_ctx);
 
 /* All sessions of the model must be gone. */
 FUL_API void ful_model_destroy(ful_model **model);

@@ -500,6 +500,13 @@ static ful_result config_read(reader *r, model_config *c)
     return token_get(r, "eos_token_id", 2, c->vocab_size, &c->eos_token_id);
 }
 
+ful_result config_read_json(const char *name, json_t *root, model_config *out)
+{
+    reader r = {.path = name, .root = root};
+    memset(out, 0, sizeof *out);
+    return config_read(&r, out);
+}
+
 ful_result config_load(const ful_alloc *a, const char *path, model_config *out)
 {
     char *joined = NULL;

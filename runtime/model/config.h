@@ -2,7 +2,7 @@
 #ifndef FULGUR_MODEL_CONFIG_H
 #define FULGUR_MODEL_CONFIG_H
 
-#include "base/file.h"
+#include "format/json.h"
 
 typedef enum layer_kind { LAYER_LIGHTNING = 0, LAYER_SOFTMAX = 1 } layer_kind;
 
@@ -29,6 +29,9 @@ typedef struct model_config {
 /* Reads `dir`/config.json (or the given file). Contradictions, unknown architectures and values
  * outside what the runtime can do are errors that name key, value and limit. */
 ful_result config_load(const ful_alloc *a, const char *path, model_config *out);
+
+/* The same from JSON that is no file; `name` stands for its path in error lines. */
+ful_result config_read_json(const char *name, json_t *root, model_config *out);
 
 /* Slopes of one lightning layer, [head_count] in double (model.md section 2.1, both rules). */
 void config_slopes(const model_config *config, uint32_t layer, double *slopes);

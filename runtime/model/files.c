@@ -125,8 +125,10 @@ ful_result tensor_get(const tensor_file *files, const model_config *config, tens
     return FUL_OK;
 }
 
-ful_result tensor_visit(const tensor_file *files, const model_config *config, tensor_visit_fn fn,
-                        void *ctx)
+/* Calls fn for every tensor that a config asks for. */
+typedef ful_result (*role_fn)(void *ctx, tensor_role role, uint32_t layer, uint32_t expert);
+
+static ful_result role_walk(const model_config *config, role_fn fn, void *ctx)
 {
     static const tensor_role top[] = {ROLE_EMBEDDING, ROLE_FINAL_NORM, ROLE_HEAD};
     static const tensor_role lightning[] = {
@@ -135,26 +137,42 @@ ful_result tensor_visit(const tensor_file *files, const model_config *config, te
     static const tensor_role softmax[] = {ROLE_INPUT_NORM, ROLE_POST_NORM, ROLE_ROUTER,
                                           ROLE_SOFTMAX_Q,  ROLE_SOFTMAX_K, ROLE_SOFTMAX_V,
                                           ROLE_SOFTMAX_OUT};
-    const tensor_info *t = NULL;
     for (size_t i = 0; i < sizeof top / sizeof *top; i++) {
         if (top[i] == ROLE_HEAD && config->tied_head)
             continue;
-        TRY(tensor_get(files, config, top[i], 0, 0, &t));
-        TRY(fn(ctx, top[i], 0, t));
+        TRY(fn(ctx, top[i], 0, 0));
     }
     for (uint32_t l = 0; l < config->block_count; l++) {
         const tensor_role *roles = config->layers[l] == LAYER_LIGHTNING ? lightning : softmax;
-        for (size_t i = 0; i < sizeof lightning / sizeof *lightning; i++) {
-            TRY(tensor_get(files, config, roles[i], l, 0, &t));
-            TRY(fn(ctx, roles[i], l, t));
-        }
+        for (size_t i = 0; i < sizeof lightning / sizeof *lightning; i++)
+            TRY(fn(ctx, roles[i], l, 0));
         for (uint32_t e = 0; e < config->expert_count; e++)
-            for (tensor_role r = ROLE_W1; r <= ROLE_W3; r = (tensor_role)(r + 1)) {
-                TRY(tensor_get(files, config, r, l, e, &t));
-                TRY(fn(ctx, r, l, t));
-            }
+            for (tensor_role r = ROLE_W1; r <= ROLE_W3; r = (tensor_role)(r + 1))
+                TRY(fn(ctx, r, l, e));
     }
     return FUL_OK;
+}
+
+typedef struct file_visit {
+    const tensor_file *files;
+    const model_config *config;
+    tensor_visit_fn fn;
+    void *ctx;
+} file_visit;
+
+static ful_result visit_role(void *ctx, tensor_role role, uint32_t layer, uint32_t expert)
+{
+    const file_visit *v = ctx;
+    const tensor_info *t = NULL;
+    TRY(tensor_get(v->files, v->config, role, layer, expert, &t));
+    return v->fn(v->ctx, role, layer, t);
+}
+
+ful_result tensor_visit(const tensor_file *files, const model_config *config, tensor_visit_fn fn,
+                        void *ctx)
+{
+    file_visit v = {files, config, fn, ctx};
+    return role_walk(config, visit_role, &v);
 }
 
 static ful_result visit_nothing(void *ctx, tensor_role role, uint32_t layer, const tensor_info *t)
@@ -175,19 +193,17 @@ typedef struct info_sums {
     uint64_t expert_parameters, expert_bytes; /* of all experts */
 } info_sums;
 
-static ful_result info_add(void *ctx, tensor_role role, uint32_t layer, const tensor_info *t)
+static void info_add(info_sums *s, tensor_role role, ful_type type, uint64_t stored_bytes)
 {
-    info_sums *s = ctx;
-    (void)layer;
     uint64_t rows, cols;
     tensor_shape(s->config, role, &rows, &cols);
     uint64_t n = rows * (cols ? cols : 1);
     bool expert = role >= ROLE_W1, wide = !cols || role == ROLE_ROUTER; /* kept in f32 */
-    uint64_t bytes = wide ? 4 * n : t->bytes;
+    uint64_t bytes = wide ? 4 * n : stored_bytes;
     s->info->tensor_count++;
     s->info->parameter_count += n;
     s->info->weight_bytes += bytes;
-    s->type_bytes[t->type] += t->bytes;
+    s->type_bytes[type] += stored_bytes;
     if (role == ROLE_EMBEDDING && !s->config->tied_head) {
         s->info->active_parameter_count += cols;
         s->info->active_weight_bytes += bytes / rows;
@@ -198,7 +214,25 @@ static ful_result info_add(void *ctx, tensor_role role, uint32_t layer, const te
         s->info->active_parameter_count += n;
         s->info->active_weight_bytes += bytes;
     }
+}
+
+static ful_result info_add_tensor(void *ctx, tensor_role role, uint32_t layer, const tensor_info *t)
+{
+    (void)layer;
+    info_add(ctx, role, t->type, t->bytes);
     return FUL_OK;
+}
+
+/* What the sums of all tensors say. */
+static void info_finish(info_sums *s)
+{
+    const model_config *c = s->config;
+    s->info->active_parameter_count += s->expert_parameters / c->expert_count * c->top_k;
+    s->info->active_weight_bytes += s->expert_bytes / c->expert_count * c->top_k;
+    s->info->weight_type = FUL_TYPE_F32;
+    for (int t = FUL_TYPE_F16; t <= FUL_TYPE_BF16; t++)
+        if (s->type_bytes[t] > s->type_bytes[s->info->weight_type])
+            s->info->weight_type = (ful_type)t;
 }
 
 static void info_from_config(const model_config *c, ful_model_info *info)
@@ -246,19 +280,38 @@ ful_result model_open_files(const ful_alloc *a, const char *path, model_config *
     TRY(tensor_file_open(a, path, files));
     info_sums sums = {.config = config, .info = info};
     info_from_config(config, info);
-    ful_result r = tensor_visit(*files, config, info_add, &sums);
+    ful_result r = tensor_visit(*files, config, info_add_tensor, &sums);
     if (r != FUL_OK) {
         tensor_file_close(files);
         return r;
     }
     info->file_bytes = tensor_file_bytes(*files);
-    info->active_parameter_count += sums.expert_parameters / config->expert_count * config->top_k;
-    info->active_weight_bytes += sums.expert_bytes / config->expert_count * config->top_k;
-    info->weight_type = FUL_TYPE_F32;
-    for (int t = FUL_TYPE_F16; t <= FUL_TYPE_BF16; t++)
-        if (sums.type_bytes[t] > sums.type_bytes[info->weight_type])
-            info->weight_type = (ful_type)t;
+    info_finish(&sums);
     return FUL_OK;
+}
+
+typedef struct made_sums {
+    info_sums sums;
+    ful_type type;
+} made_sums;
+
+static ful_result info_add_made(void *ctx, tensor_role role, uint32_t layer, uint32_t expert)
+{
+    made_sums *m = ctx;
+    uint64_t rows, cols;
+    (void)layer, (void)expert;
+    tensor_shape(m->sums.config, role, &rows, &cols);
+    info_add(&m->sums, role, m->type, rows * (cols ? cols : 1) * type_bytes(m->type));
+    return FUL_OK;
+}
+
+void model_info_of(const model_config *config, ful_type type, ful_model_info *info)
+{
+    made_sums made = {.sums = {.config = config, .info = info}, .type = type};
+    info_from_config(config, info);
+    role_walk(config, info_add_made, &made);
+    info_finish(&made.sums);
+    info->weight_type = type;
 }
 
 ful_result ful_model_inspect(ful_instance *instance, const char *path, ful_model_info *out)

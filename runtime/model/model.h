@@ -41,6 +41,10 @@ ful_result model_check_tensors(const model_config *config, const tensor_file *fi
 ful_result model_open_files(const ful_alloc *a, const char *path, model_config *config,
                             tensor_file **files, ful_model_info *info);
 
+/* The numbers of ful_model_info for a model whose matrices are all of one type and that lies in no
+ * file. */
+void model_info_of(const model_config *config, ful_type type, ful_model_info *info);
+
 /* True if the plan's precision means fp16 variants on this device. */
 static inline bool model_half(const ful_model *m)
 {

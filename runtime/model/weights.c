@@ -228,13 +228,14 @@ static ful_result load_vector(loader *l, tensor_role role, uint32_t layer, const
     return r;
 }
 
-static ful_result load_decay(loader *l, uint32_t layer, gpu_buffer *out)
+ful_result weights_decay(ful_model *model, uint32_t layer, gpu_buffer *out)
 {
-    const model_config *c = &l->model->config;
-    ful_device *device = l->model->device;
+    const model_config *c = &model->config;
+    ful_device *device = model->device;
+    const ful_alloc *a = device_alloc(device);
     uint64_t bytes = op_lightning_decay_bytes(device, c->head_count, c->head_dim);
-    double *slopes = mem_array(l->alloc, c->head_count, sizeof *slopes);
-    void *table = mem_alloc(l->alloc, bytes);
+    double *slopes = mem_array(a, c->head_count, sizeof *slopes);
+    void *table = mem_alloc(a, bytes);
     ful_result r = slopes && table ? FUL_OK : mem_fail(bytes, "the table of decay factors");
     if (r == FUL_OK) {
         config_slopes(c, layer, slopes);
@@ -243,8 +244,8 @@ static ful_result load_decay(loader *l, uint32_t layer, gpu_buffer *out)
     }
     if (r == FUL_OK)
         r = gpu_range_write(device, gpu_whole(out), 0, table, bytes);
-    mem_free(l->alloc, slopes);
-    mem_free(l->alloc, table);
+    mem_free(a, slopes);
+    mem_free(a, table);
     return r;
 }
 
@@ -259,7 +260,7 @@ static ful_result load_layer(loader *l, uint32_t i)
         static const tensor_role roles[] = {ROLE_LIGHTNING_QKV, ROLE_LIGHTNING_GATE};
         TRY(load_joined(l, roles, 2, i, "qkv_gate", &layer->qkv));
         TRY(load_vector(l, ROLE_LIGHTNING_NORM, i, "lightning_norm", &layer->lightning_norm));
-        TRY(load_decay(l, i, &layer->decay));
+        TRY(weights_decay(l->model, i, &layer->decay));
         TRY(load_role(l, ROLE_LIGHTNING_OUT, i, false, "out", &layer->out));
     } else {
         static const tensor_role roles[] = {ROLE_SOFTMAX_Q, ROLE_SOFTMAX_K, ROLE_SOFTMAX_V};

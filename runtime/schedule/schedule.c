@@ -5,7 +5,7 @@
 
 #include "schedule/record.h"
 
-static const uint32_t buckets[] = {1, 8, 32, 64, 128, 256, 512, 1024, 2048};
+static const uint32_t buckets[] = {1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
 enum { BUCKET_COUNT = sizeof buckets / sizeof *buckets };
 
 struct schedule {

@@ -42,7 +42,8 @@ typedef struct schedule_tap {
     void *ctx;
 } schedule_tap;
 
-/* Buckets: 1 (decode); 8, 32, 64, 128, 256, 512, 1024, 2048 (prefill). */
+/* Buckets: 1 (decode); 8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192
+ * (prefill). */
 uint32_t schedule_bucket(uint32_t rows);
 
 /* What memory questions depend on before a model is loaded. */

@@ -6,7 +6,13 @@
 #include "schedule/schedule.h"
 #include "session/session.h"
 
-enum { DEFAULT_CONTEXT_TOKENS = 4096, DEFAULT_CHUNK_TOKENS = 512, MAX_CHUNK_TOKENS = 2048 };
+enum {
+    DEFAULT_CONTEXT_TOKENS = 4096,
+    DEFAULT_CHUNK_TOKENS = 512,
+    DISCRETE_CHUNK_TOKENS = 2048, /* with fewer, each of many experts has but a few rows */
+    LEAST_DEFAULT_CHUNK_TOKENS = 128,
+    MAX_CHUNK_TOKENS = 8192
+};
 
 static decay_rule plan_decay(const model_config *c, ful_decay wanted)
 {
@@ -24,6 +30,29 @@ static ful_result plan_precision(ful_device *device, ful_precision wanted, ful_p
     *out = wanted;
     if (wanted == FUL_PRECISION_DEFAULT)
         *out = usable && !device_is_cpu(device) ? FUL_PRECISION_F16 : FUL_PRECISION_F32;
+    return FUL_OK;
+}
+
+static uint32_t default_chunk(const ful_device *device, size_t max_tokens)
+{
+    bool discrete = ful_device_get_info(device)->kind == FUL_DEVICE_DISCRETE;
+    uint32_t chunk = discrete ? DISCRETE_CHUNK_TOKENS : DEFAULT_CHUNK_TOKENS;
+    /* A wider chunk than the session holds would never be full. */
+    return max_tokens < chunk ? (uint32_t)max_tokens : chunk;
+}
+
+/* Activations and totals of a plan for chunks of at most `wanted` tokens. */
+static ful_result plan_chunk(const schedule_shape *shape, uint32_t wanted, ful_plan *out)
+{
+    const model_config *c = shape->config;
+    uint64_t arena;
+    TRY(schedule_max_rows(shape, schedule_bucket(wanted), &out->chunk_tokens));
+    TRY(schedule_arena_bytes(shape, out->chunk_tokens, &arena));
+    out->activation_bytes = arena + sizeof(step_params) + 8 +
+                            (uint64_t)out->chunk_tokens * (4 + 4 * c->rotary_dim) +
+                            2 * (uint64_t)c->vocab_size * 4;
+    out->total_bytes = out->weight_bytes + out->session_count * (out->state_bytes + out->kv_bytes +
+                                                                 out->activation_bytes);
     return FUL_OK;
 }
 
@@ -50,22 +79,19 @@ static ful_result make_plan(ful_device *device, const model_config *c, const ful
         return fail(FUL_ERR_ARGUMENT, "plan: chunk_tokens %u exceeds %d", p->chunk_tokens,
                     MAX_CHUNK_TOKENS);
     schedule_shape shape = {device, c, half, info->weight_type, (uint32_t)out->max_tokens};
-    uint32_t wanted = schedule_bucket(p->chunk_tokens ? p->chunk_tokens : DEFAULT_CHUNK_TOKENS);
-    TRY(schedule_max_rows(&shape, wanted, &out->chunk_tokens));
     out->session_count = p->session_count ? p->session_count : 1;
     out->weight_bytes = info->weight_bytes;
     out->state_bytes = info->state_bytes;
     out->kv_bytes =
         info->softmax_block_count * op_kv_bytes(half ? FUL_TYPE_F16 : FUL_TYPE_F32,
                                                 c->kv_head_count, c->head_dim, out->max_tokens);
-    uint64_t arena;
-    TRY(schedule_arena_bytes(&shape, out->chunk_tokens, &arena));
-    out->activation_bytes = arena + sizeof(step_params) + 8 +
-                            (uint64_t)out->chunk_tokens * (4 + 4 * c->rotary_dim) +
-                            2 * (uint64_t)c->vocab_size * 4;
-    out->total_bytes = out->weight_bytes + out->session_count * (out->state_bytes + out->kv_bytes +
-                                                                 out->activation_bytes);
     out->available_bytes = device_free_bytes(device);
+    if (p->chunk_tokens)
+        return plan_chunk(&shape, p->chunk_tokens, out);
+    TRY(plan_chunk(&shape, default_chunk(device, out->max_tokens), out));
+    while (out->total_bytes > out->available_bytes &&
+           out->chunk_tokens > LEAST_DEFAULT_CHUNK_TOKENS)
+        TRY(plan_chunk(&shape, out->chunk_tokens / 2, out));
     return FUL_OK;
 }
 
@@ -105,6 +131,32 @@ ful_result ful_model_plan(ful_instance *instance, const char *path, ful_device *
     return r;
 }
 
+ful_result ful_synthetic_inspect(const ful_synthetic_params *params, ful_model_info *out)
+{
+    ful_synthetic_params p;
+    TRY(params_copy(&p, sizeof p, params, "ful_synthetic_params"));
+    if (!out)
+        return fail(FUL_ERR_ARGUMENT, "ful_synthetic_inspect: out must not be NULL");
+    model_config config;
+    return synthetic_config(&p, &config, out);
+}
+
+ful_result ful_synthetic_plan(ful_device *device, const ful_synthetic_params *params,
+                              const ful_plan_params *plan_params, ful_plan *out)
+{
+    if (!device || !out)
+        return fail(FUL_ERR_ARGUMENT, "ful_synthetic_plan: device and out must not be NULL");
+    ful_synthetic_params s;
+    ful_plan_params p;
+    TRY(params_copy(&s, sizeof s, params, "ful_synthetic_params"));
+    TRY(params_copy(&p, sizeof p, plan_params, "ful_plan_params"));
+    model_config config;
+    ful_model_info info;
+    TRY(synthetic_config(&s, &config, &info));
+    TRY(make_plan(device, &config, &info, &p, out));
+    return check_plan(out, device);
+}
+
 static void log_loaded(const ful_model *m)
 {
     const ful_device_info *d = ful_device_get_info(m->device);
@@ -118,12 +170,15 @@ static void log_loaded(const ful_model *m)
                   1048576.0);
 }
 
-static ful_result load(ful_model *m, const char *path, const ful_plan *plan,
-                       ful_progress_fn progress, void *ctx)
+/* Where a model's weights come from: a path, or else what to make up. */
+typedef struct weight_source {
+    const char *path;
+    const ful_synthetic_params *synthetic;
+} weight_source;
+
+/* The plan for what the source holds, again: the memory may have gone since the caller's. */
+static ful_result plan_again(ful_model *m, const ful_plan *plan)
 {
-    const ful_alloc *a = device_alloc(m->device);
-    tensor_file *files = NULL;
-    TRY(model_open_files(a, path, &m->config, &files, &m->info));
     ful_plan_params p = {0};
     if (plan)
         p = (ful_plan_params){.max_tokens = plan->max_tokens,
@@ -131,18 +186,46 @@ static ful_result load(ful_model *m, const char *path, const ful_plan *plan,
                               .precision = plan->precision,
                               .decay = plan->decay,
                               .session_count = plan->session_count};
-    ful_result r = make_plan(m->device, &m->config, &m->info, &p, &m->plan);
+    TRY(make_plan(m->device, &m->config, &m->info, &p, &m->plan));
+    TRY(check_plan(&m->plan, m->device));
+    m->config.decay = plan_decay(&m->config, m->plan.decay);
+    m->info.decay = m->plan.decay;
+    return FUL_OK;
+}
+
+static ful_result load(ful_model *m, const weight_source *source, const ful_plan *plan,
+                       ful_progress_fn progress, void *ctx)
+{
+    tensor_file *files = NULL;
+    if (source->path)
+        TRY(model_open_files(device_alloc(m->device), source->path, &m->config, &files, &m->info));
+    else
+        TRY(synthetic_config(source->synthetic, &m->config, &m->info));
+    ful_result r = plan_again(m, plan);
     if (r == FUL_OK)
-        r = check_plan(&m->plan, m->device);
-    if (r == FUL_OK) {
-        m->config.decay = plan_decay(&m->config, m->plan.decay);
-        m->info.decay = m->plan.decay;
-        r = weights_load(m, files, progress, ctx);
-    }
+        r = files ? weights_load(m, files, progress, ctx)
+                  : synthetic_weights(m, source->synthetic->seed, progress, ctx);
     tensor_file_close(&files);
     if (r == FUL_OK)
         r = schedule_warm(m, (uint32_t)m->plan.max_tokens, progress, ctx);
     return r;
+}
+
+static ful_result make_model(ful_model **out, ful_device *device, const weight_source *source,
+                             const ful_plan *plan, ful_progress_fn progress, void *progress_ctx)
+{
+    ful_model *m = mem_zalloc(device_alloc(device), 1, sizeof *m);
+    if (!m)
+        return mem_fail(sizeof *m, "a model");
+    m->device = device;
+    ful_result r = load(m, source, plan, progress, progress_ctx);
+    if (r != FUL_OK) {
+        ful_model_destroy(&m);
+        return r;
+    }
+    log_loaded(m);
+    *out = m;
+    return FUL_OK;
 }
 
 ful_result ful_model_load(ful_model **out, ful_device *device, const char *path,
@@ -151,18 +234,21 @@ ful_result ful_model_load(ful_model **out, ful_device *device, const char *path,
     if (!out || !device || !path)
         return fail(FUL_ERR_ARGUMENT, "ful_model_load: out, device and path must not be NULL");
     *out = NULL;
-    ful_model *m = mem_zalloc(device_alloc(device), 1, sizeof *m);
-    if (!m)
-        return mem_fail(sizeof *m, "a model");
-    m->device = device;
-    ful_result r = load(m, path, plan, progress, progress_ctx);
-    if (r != FUL_OK) {
-        ful_model_destroy(&m);
-        return r;
-    }
-    log_loaded(m);
-    *out = m;
-    return FUL_OK;
+    weight_source source = {.path = path};
+    return make_model(out, device, &source, plan, progress, progress_ctx);
+}
+
+ful_result ful_model_synthesize(ful_model **out, ful_device *device,
+                                const ful_synthetic_params *params, const ful_plan *plan,
+                                ful_progress_fn progress, void *progress_ctx)
+{
+    if (!out || !device)
+        return fail(FUL_ERR_ARGUMENT, "ful_model_synthesize: out and device must not be NULL");
+    *out = NULL;
+    ful_synthetic_params p;
+    TRY(params_copy(&p, sizeof p, params, "ful_synthetic_params"));
+    weight_source source = {.synthetic = &p};
+    return make_model(out, device, &source, plan, progress, progress_ctx);
 }
 
 void ful_model_destroy(ful_model **model)

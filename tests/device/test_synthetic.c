@@ -1,0 +1,271 @@
+/* Models whose weights are made on the device. */
+#include "../util/checkpoint.h"
+#include "../util/model_fixture.h" /* before cmocka, whose fail() is a macro */
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { VOCAB = 1024, PROMPT = 40 };
+
+typedef struct made {
+    device_fixture device;
+    ful_model *model;
+    ful_session *session;
+} made;
+
+static void make(made *m, const char *caps, const ful_synthetic_params *params,
+                 ful_precision precision)
+{
+    memset(m, 0, sizeof *m);
+    fixture_open(&m->device, caps);
+    ful_plan plan;
+    EXPECT_OK(ful_synthetic_plan(
+        m->device.device, params,
+        ful_plan_params(.max_tokens = 128, .chunk_tokens = 64, .precision = precision), &plan));
+    EXPECT_OK(ful_model_synthesize(&m->model, m->device.device, params, &plan, NULL, NULL));
+    EXPECT_OK(ful_session_create(&m->session, m->model, NULL));
+}
+
+static void unmake(made *m)
+{
+    ful_session_destroy(&m->session);
+    ful_model_destroy(&m->model);
+    fixture_close(&m->device);
+}
+
+static void prompt_fill(int32_t *tokens, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++)
+        tokens[i] = (i * 397 + 11) % VOCAB;
+}
+
+/* Logits after a prompt, fed as one or token by token. */
+static void logits_of(made *m, bool one_by_one, float *out)
+{
+    int32_t tokens[PROMPT];
+    const float *logits;
+    prompt_fill(tokens, PROMPT);
+    EXPECT_OK(ful_session_reset(m->session));
+    if (!one_by_one)
+        EXPECT_OK(ful_prefill(m->session, tokens, PROMPT));
+    for (int i = 0; one_by_one && i < PROMPT; i++)
+        EXPECT_OK(ful_decode(m->session, tokens[i]));
+    EXPECT_OK(ful_logits(m->session, &logits, NULL));
+    memcpy(out, logits, VOCAB * sizeof *out);
+}
+
+static double largest_difference(const float *a, const float *b)
+{
+    double most = 0.0;
+    for (int i = 0; i < VOCAB; i++) {
+        assert_true(isfinite(a[i]) && isfinite(b[i]));
+        most = fmax(most, fabs((double)a[i] - b[i]));
+    }
+    return most;
+}
+
+static double deviation(const float *a)
+{
+    double sum = 0.0;
+    for (int i = 0; i < VOCAB; i++)
+        sum += (double)a[i] * a[i];
+    return sqrt(sum / VOCAB);
+}
+
+/* One seed, one model; on any cut of the tensors. */
+static void test_same_seed(void **state)
+{
+    (void)state;
+    static float first[VOCAB], again[VOCAB], cut[VOCAB], other[VOCAB], decoded[VOCAB];
+    const ful_synthetic_params *params =
+        ful_synthetic_params(.preset = "tiny", .block_count = 4, .softmax_every = 4, .seed = 5,
+                             .expert_count = 4);
+    made m;
+    make(&m, "", params, FUL_PRECISION_F32);
+    logits_of(&m, false, first);
+    logits_of(&m, true, decoded);
+    unmake(&m);
+    make(&m, "", params, FUL_PRECISION_F32);
+    logits_of(&m, false, again);
+    unmake(&m);
+    assert_memory_equal(first, again, sizeof first);
+    assert_true(deviation(first) > 0.3 && deviation(first) < 3.0);
+    EXPECT_ERROR_BELOW(largest_difference(first, decoded), 1e-3, "prefill against decode");
+
+    make(&m, "range=262144", params, FUL_PRECISION_F32); /* windows of some rows of an expert */
+    assert_true(m.model->layers[0].w13.window_count > 4);
+    logits_of(&m, false, cut);
+    unmake(&m);
+    EXPECT_ERROR_BELOW(largest_difference(first, cut), 1e-3, "tensors in windows");
+
+    make(&m, "",
+         ful_synthetic_params(.preset = "tiny", .block_count = 4, .softmax_every = 4, .seed = 6,
+                              .expert_count = 4),
+         FUL_PRECISION_F32);
+    logits_of(&m, false, other);
+    unmake(&m);
+    assert_true(largest_difference(first, other) > 0.3);
+}
+
+/* The weights of all types are the same numbers, rounded. */
+static void test_types(void **state)
+{
+    (void)state;
+    device_fixture f;
+    fixture_open(&f, "");
+    static const ful_type types[] = {FUL_TYPE_F32, FUL_TYPE_F16, FUL_TYPE_BF16};
+    static const double limits[] = {0.0, 1.0 / 2048, 1.0 / 256};
+    enum {
+        COLS = 40,
+        ROW = 3 * 48 + 7
+    }; /* a row of the second expert, columns no multiple of 16 */
+    float want[COLS];
+    for (size_t t = 0; t < 3; t++) {
+        const ful_synthetic_params *params =
+            ful_synthetic_params(.block_count = 1, .hidden_size = COLS, .intermediate_size = 48,
+                                 .vocab_size = 64, .head_count = 1, .kv_head_count = 1,
+                                 .head_dim = 16, .expert_count = 3, .weight_type = types[t]);
+        ful_model *model;
+        EXPECT_OK(ful_model_synthesize(&model, f.device, params, NULL, NULL, NULL));
+        assert_int_equal(ful_model_get_info(model)->rotary_dim, 8);
+        assert_int_equal(ful_model_get_info(model)->weight_type, types[t]);
+        const gpu_tensor *w = &model->layers[0].w13;
+        gpu_range row = gpu_tensor_row(w, 1, ROW % 96);
+        uint8_t bytes[4 * COLS];
+        EXPECT_OK(gpu_range_read(f.device, row, 0, bytes, type_bytes(types[t]) * COLS));
+        double squares = 0.0;
+        for (int c = 0; c < COLS; c++) {
+            float got;
+            uint16_t half;
+            memcpy(&half, bytes + 2 * c, 2);
+            memcpy(&got, bytes + (types[t] == FUL_TYPE_F32 ? 4 * c : 0), 4);
+            if (types[t] == FUL_TYPE_F16)
+                got = half_to_float(half);
+            if (types[t] == FUL_TYPE_BF16)
+                got = bfloat_to_float(half);
+            if (t == 0)
+                want[c] = got;
+            squares += (double)got * got;
+            if (fabs((double)got - want[c]) > limits[t] * fabs((double)want[c]) + 1e-9)
+                fail_msg("%s, column %d: %g instead of %g", ful_type_name(types[t]), c, (double)got,
+                         (double)want[c]);
+        }
+        assert_true(squares > 0.4 && squares < 1.9); /* 1 by expectation */
+        ful_model_destroy(&model);
+    }
+    fixture_close(&f);
+}
+
+static void test_half(void **state)
+{
+    (void)state;
+    static float wide[VOCAB], half[VOCAB];
+    const ful_synthetic_params *params =
+        ful_synthetic_params(.preset = "tiny", .block_count = 2, .softmax_every = 2,
+                             .expert_count = 1, .top_k = 1);
+    made m;
+    make(&m, "", params, FUL_PRECISION_F32);
+    logits_of(&m, false, wide);
+    bool usable = op_half_usable(m.device.device);
+    unmake(&m);
+    if (!usable)
+        return;
+    make(&m, "", params, FUL_PRECISION_F16);
+    logits_of(&m, false, half);
+    unmake(&m);
+    EXPECT_ERROR_BELOW(largest_difference(wide, half), 0.03, "f16 against f32");
+}
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    ful_model_info info;
+    device_fixture f;
+    ful_plan plan;
+    ful_model *model = (ful_model *)&plan;
+    assert_int_equal(ful_synthetic_inspect(ful_synthetic_params(.preset = "huge"), &info),
+                     FUL_ERR_ARGUMENT);
+    expect_error_words("huge", "tiny", "full80", NULL);
+    assert_int_equal(ful_synthetic_inspect(NULL, &info), FUL_ERR_ARGUMENT);
+    expect_error_words("vocab_size", "0", NULL);
+    assert_int_equal(
+        ful_synthetic_inspect(ful_synthetic_params(.preset = "tiny", .hidden_size = 100), &info),
+        FUL_ERR_ARGUMENT);
+    expect_error_words("hidden_size", "100", "multiple of 8", NULL);
+    assert_int_equal(
+        ful_synthetic_inspect(ful_synthetic_params(.preset = "tiny", .top_k = 9), &info),
+        FUL_ERR_ARGUMENT);
+    expect_error_words("9", "8", NULL);
+    assert_int_equal(
+        ful_synthetic_inspect(ful_synthetic_params(.preset = "tiny", .expert_count = 2000000000u,
+                                                   .hidden_size = 2000000000u, .block_count = 1000),
+                              &info),
+        FUL_ERR_ARGUMENT);
+    assert_int_equal(
+        ful_synthetic_inspect(ful_synthetic_params(.preset = "tiny", .weight_type = (ful_type)77),
+                              &info),
+        FUL_ERR_ARGUMENT);
+    expect_error_words("77", NULL);
+
+    /* The real thing's size is known without a device: 456 billion parameters. */
+    EXPECT_OK(ful_synthetic_inspect(ful_synthetic_params(.preset = "full80"), &info));
+    assert_in_range(info.parameter_count, 455000000000u, 457000000000u);
+    assert_in_range(info.active_parameter_count, 44000000000u, 48000000000u);
+    assert_int_equal(info.softmax_block_count, 10);
+
+    fixture_open(&f, "memory=1000000");
+    assert_int_equal(
+        ful_synthetic_plan(f.device, ful_synthetic_params(.preset = "tiny"), NULL, &plan),
+        FUL_ERR_DEVICE_MEMORY);
+    expect_error_words("bytes", "free", NULL);
+    assert_true(plan.total_bytes > plan.available_bytes && plan.available_bytes <= 1000000);
+    assert_int_equal(ful_model_synthesize(&model, f.device, ful_synthetic_params(.preset = "full8"),
+                                          NULL, NULL, NULL),
+                     FUL_ERR_DEVICE_MEMORY);
+    assert_null(model);
+    fixture_close(&f);
+}
+
+static bool cancel(void *ctx, const ful_progress *p)
+{
+    int *calls = ctx;
+    assert_true(p->total > 0 && p->done <= p->total);
+    return ++*calls < 2;
+}
+
+static void test_plan_and_cancel(void **state)
+{
+    (void)state;
+    made m;
+    make(&m, "", ful_synthetic_params(.preset = "tiny"), FUL_PRECISION_DEFAULT);
+    const ful_plan *p = ful_model_get_plan(m.model);
+    uint64_t now, peak;
+    ful_device_memory(m.device.device, &now, &peak);
+    assert_true(now <= p->total_bytes + (1u << 20) && now + (1u << 20) >= p->total_bytes);
+    ful_model *model;
+    int calls = 0;
+    assert_int_equal(ful_model_synthesize(&model, m.device.device,
+                                          ful_synthetic_params(.preset = "tiny"), NULL, cancel,
+                                          &calls),
+                     FUL_ERR_CANCELLED);
+    assert_null(model);
+    unmake(&m); /* fails if anything is still held */
+}
+
+int main(void)
+{
+    fixture_require_device();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_same_seed),
+        cmocka_unit_test(test_types),
+        cmocka_unit_test(test_half),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_plan_and_cancel),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
