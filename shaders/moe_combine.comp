@@ -1,6 +1,7 @@
 // out[r][n] = sum_k weight[r][k] * down[r * top_k + k][n], added in the order of k.
 //
-// down [pairs][dim] f32, routes [rows][top_k] {expert, weight} -> out [rows][dim] f32
+// down [pairs][dim] f32, routes [rows][top_k] {expert, weight} -> out [rows][dim] f32. SORTED: the rows
+// of down are sorted pairs, lists from moe_sort tell where each pair is.
 //
 // One invocation an element; workgroups are (columns, rows).
 #version 450
@@ -14,12 +15,16 @@ layout(constant_id = 0) const uint WG = 128;
 layout(std430, binding = 0) readonly buffer Down { float down[]; };
 layout(std430, binding = 1) readonly buffer Routes { uint routes[]; };
 layout(std430, binding = 2) writeonly buffer Out { float outputs[]; };
+#ifdef SORTED
+layout(std430, binding = 3) readonly buffer Lists { uint lists[]; };
+#endif
 
 layout(push_constant) uniform Push {
     uint row0;
     uint row_cap;
     uint top_k;
     uint dim;
+    uint experts; // SORTED only
 } push;
 
 void main()
@@ -31,7 +36,12 @@ void main()
     float sum = 0.0;
     for (uint k = 0u; k < push.top_k; k++) {
         uint pair = row * push.top_k + k;
-        sum += uintBitsToFloat(routes[pair * 2u + 1u]) * down[pair * push.dim + column];
+#ifdef SORTED
+        uint at = lists[places_at(push.experts, push.row_cap * push.top_k) + pair];
+#else
+        uint at = pair;
+#endif
+        sum += uintBitsToFloat(routes[pair * 2u + 1u]) * down[at * push.dim + column];
     }
     outputs[row * push.dim + column] = sum;
 }

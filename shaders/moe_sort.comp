@@ -103,9 +103,11 @@ void main()
     uint at = first_pair + sums[lane].z - own;
 
     uint sorted = sorted_at(push.experts);
+    uint places = places_at(push.experts, push.row_cap * push.top_k);
     for (uint p = begin; p < end; p++) {
         if (routes[p * 2u] == expert) {
             lists[sorted + at] = p;
+            lists[places + p] = at;
             at++;
         }
     }

@@ -5,7 +5,7 @@
  * device. Steps whose buffers would exceed a binding are treated in parts of rows. */
 #include <assert.h>
 
-#include "ops/op.h"
+#include "ops/tiles.h"
 
 enum {
     FEW_ROWS = 8,        /* up to here each expert's rows fit one invocation's registers */
@@ -110,9 +110,10 @@ ful_result op_route(const op_context *ctx, const op_route_args *args)
 
 typedef struct moe_plan {
     bool wide, few, half;
+    bool matrix; /* grouped kernels on matrix units: inputs gathered in sorted order */
     uint32_t part_rows;
     uint32_t tile_rows; /* pairs a tile */
-    uint32_t hidden_stride, packed_stride;
+    uint32_t hidden_stride, packed_stride, gathered_stride;
     /* offsets into the scratch range, and sizes */
     uint64_t counts, counts_bytes;
     uint64_t lists, lists_bytes;
@@ -142,7 +143,7 @@ static uint64_t windows_max(const ful_device *device, uint32_t experts, uint32_t
 static uint64_t lists_words(uint64_t rows, uint32_t top_k, uint32_t experts, uint32_t tile_rows)
 {
     uint64_t pairs = rows * top_k;
-    return experts + 1 + pairs + TILE_WORDS * (pairs / tile_rows + experts);
+    return experts + 1 + 2 * pairs + TILE_WORDS * (pairs / tile_rows + experts);
 }
 
 static uint64_t largest(uint64_t a, uint64_t b)
@@ -166,13 +167,17 @@ static moe_plan plan_make(const op_context *ctx, bool half, uint32_t rows, uint3
     const ful_caps *caps = device_caps(ctx->device);
     uint64_t limit = range_limit(ctx->device);
     uint64_t expected = (uint64_t)rows * top_k / experts;
-    if (p.wide)
+    p.matrix = half && p.wide && !p.few && tiles_usable(ctx);
+    if (p.matrix)
+        p.tile_rows = tiles_group_rows(ctx, expected < rows ? (uint32_t)expected : rows);
+    else if (p.wide)
         p.tile_rows = expected <= 16 ? 16 : expected <= 32 ? 32 : 64;
     else
         p.tile_rows =
             expected < NARROW_TILE_MAX ? round_up_pow2((uint32_t)expected) : NARROW_TILE_MAX;
     p.hidden_stride = width;
     p.packed_stride = (width + 7) / 8 * 8;
+    p.gathered_stride = (dim + 7) / 8 * 8;
 
     uint64_t row_bytes = 4 * (uint64_t)top_k * largest(largest(dim, width), 2);
     uint64_t part = limit / row_bytes / ROW_STEP * ROW_STEP;
@@ -198,13 +203,17 @@ static moe_plan plan_make(const op_context *ctx, bool half, uint32_t rows, uint3
     p.hidden_bytes = pairs * p.hidden_stride * 4;
     p.hidden = place(&p.bytes, p.hidden_bytes);
     if (half && p.wide && !p.few) {
-        p.packed_bytes = pairs * p.packed_stride * 2;
+        p.packed_bytes =
+            pairs * (p.matrix ? largest(p.gathered_stride, p.packed_stride) : p.packed_stride) * 2;
         p.scale_bytes = pairs * 4;
         p.packed = place(&p.bytes, p.packed_bytes);
         p.scale = place(&p.bytes, p.scale_bytes);
     }
     p.down_bytes = pairs * dim * 4;
-    p.down = place(&p.bytes, p.down_bytes);
+    if (p.packed_bytes > 0 && p.down_bytes <= p.hidden_bytes)
+        p.down = p.hidden; /* the hidden rows are packed by then */
+    else
+        p.down = place(&p.bytes, p.down_bytes);
     return p;
 }
 
@@ -348,13 +357,14 @@ static ful_result matmul_pipeline(const moe_part *m, const gpu_tensor *w, enum m
     return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);
 }
 
-static ful_result record_combine(const moe_part *m)
+/* sorted: the results are in the order of the sorted pairs. */
+static ful_result record_combine(const moe_part *m, bool sorted)
 {
     struct {
-        uint32_t row0, row_cap, top_k, dim;
-    } push = {m->row0, m->rows, m->args->top_k, m->args->w2->rows};
-    gpu_pipeline_desc desc = {.module = "moe_combine",
-                              .buffer_count = 3,
+        uint32_t row0, row_cap, top_k, dim, experts;
+    } push = {m->row0, m->rows, m->args->top_k, m->args->w2->rows, m->args->w2->experts};
+    gpu_pipeline_desc desc = {.module = sorted ? "moe_combine_sorted" : "moe_combine",
+                              .buffer_count = sorted ? 4 : 3,
                               .uniform = true,
                               .push_bytes = sizeof(push),
                               .spec_count = 1,
@@ -364,7 +374,7 @@ static ful_result record_combine(const moe_part *m)
     double elements = (double)m->rows * push.dim;
     gpu_dispatch d = {
         .pipeline = pipeline,
-        .buffers = {m->down, m->routes, m->out},
+        .buffers = {m->down, m->routes, m->out, m->lists},
         .writes = 1u << 2,
         .uniform = m->ctx->step,
         .push = &push,
@@ -403,7 +413,7 @@ static ful_result record_few(const moe_part *m)
     TRY(matvec_pipeline(m, a->w2->type, false, fused ? 1 : held,
                         fused ? MODE_DOWN_COMBINE : MODE_DOWN, SOURCE_ROUTES, &down));
     TRY(record_windows(m, &down));
-    return fused ? FUL_OK : record_combine(m);
+    return fused ? FUL_OK : record_combine(m, false);
 }
 
 /* ---- many rows ---- */
@@ -526,7 +536,143 @@ static ful_result record_many(const moe_part *m)
         TRY(op_pack(m->ctx, m->hidden, &out, pairs, true));
     }
     TRY(record_windows(m, &down));
-    return record_combine(m);
+    return record_combine(m, false);
+}
+
+/* ---- many rows on matrix units ---- */
+
+static ful_result record_gather(const moe_part *m)
+{
+    uint32_t pairs = m->rows * m->args->top_k;
+    struct {
+        uint32_t row0, row_cap, top_k, experts, stride, out_stride;
+    } push = {m->row0,
+              m->rows,
+              m->args->top_k,
+              m->args->w13->experts,
+              m->args->x.stride / 8,
+              m->plan->gathered_stride / 8};
+    gpu_pipeline_desc desc = {.module = "moe_gather",
+                              .buffer_count = 5,
+                              .uniform = true,
+                              .push_bytes = sizeof(push),
+                              .spec_count = 1,
+                              .spec = {128}};
+    gpu_pipeline *pipeline;
+    TRY(gpu_pipeline_get(m->ctx->device, &desc, &pipeline));
+    gpu_dispatch d = {.pipeline = pipeline,
+                      .buffers = {m->x, m->x_scale, m->lists, m->packed, m->scale},
+                      .writes = 1u << 3 | 1u << 4,
+                      .uniform = m->ctx->step,
+                      .push = &push,
+                      .cost = {.bytes = 32.0 * pairs * push.out_stride},
+                      .label = "moe gather",
+                      .layer = m->ctx->layer};
+    TRY(op_groups(m->ctx->device, "experts", pairs, 1, d.groups));
+    return gpu_commands_dispatch(m->ctx->commands, &d);
+}
+
+/* A grouped product: sorted rows in, sorted rows out. */
+typedef struct matrix_call {
+    const gpu_tensor *w;
+    tile_kernel kernel;
+    uint32_t x_stride, out_stride;
+    gpu_range out;
+    uint32_t first_indirect;
+    const char *label;
+} matrix_call;
+
+static ful_result matrix_choose(const moe_part *m, op_act act, matrix_call *call)
+{
+    uint32_t pairs = m->rows * m->args->top_k;
+    tile_request request = {.w = call->w,
+                            .grouped = true,
+                            .rows = div_up(pairs, call->w->experts),
+                            .tile_rows = m->plan->tile_rows,
+                            .out_stride = call->out_stride,
+                            .act = act};
+    if (!tiles_choose(m->ctx, &request, &call->kernel))
+        return fail(FUL_ERR_UNSUPPORTED, "experts: no matrix kernel for tiles of %u rows",
+                    (unsigned)m->plan->tile_rows);
+    return FUL_OK;
+}
+
+static ful_result record_matrix(const moe_part *m, const matrix_call *call)
+{
+    const gpu_tensor *w = call->w;
+    double pairs = (double)m->rows * m->args->top_k;
+    uint32_t tiles = div_up(m->rows * m->args->top_k, call->kernel.bm) + w->experts / 2;
+    gpu_pipeline_desc desc = call->kernel.desc;
+    desc.module = call->kernel.module.name;
+    gpu_pipeline *pipeline;
+    TRY(gpu_pipeline_get(m->ctx->device, &desc, &pipeline));
+    for (uint32_t i = 0; i < w->window_count; i++) {
+        const gpu_window *window = &w->windows[i];
+        tile_push push = {.row_count = m->rows * m->args->top_k,
+                          .cols = w->cols,
+                          .x_stride = call->x_stride,
+                          .out_stride = call->out_stride,
+                          .w_rows = window->row_count,
+                          .w_row0 = window->row0,
+                          .w_stride = (uint32_t)(w->row_bytes / 16),
+                          .w_rows_all = w->rows,
+                          .experts = w->experts,
+                          .window_expert = window->expert0,
+                          .window_experts = window->expert_count,
+                          .splits = 1};
+        double share = pairs * window->expert_count / w->experts;
+        double used = share < window->expert_count ? share : window->expert_count;
+        gpu_dispatch d = {
+            .pipeline = pipeline,
+            .buffers = {m->packed, gpu_whole(&window->buffer), m->scale, call->out,
+                        w->row_scale.vk != VK_NULL_HANDLE ? gpu_whole(&w->row_scale) : m->scale,
+                        m->lists},
+            .writes = 1u << 3,
+            .uniform = m->ctx->step,
+            .push = &push,
+            .groups = {div_up(tiles, w->window_count), div_up(window->row_count, call->kernel.bn),
+                       1},
+            .indirect =
+                gpu_part(m->indirect, (uint64_t)(call->first_indirect + i) * ARGS_STRIDE_BYTES, 12),
+            .cost = {.bytes = used * window->row_count * (double)w->row_bytes +
+                              share * (2.0 * w->cols + 4.0 * window->row_count),
+                     .flops = 2.0 * share * window->row_count * w->cols},
+            .label = call->label,
+            .layer = m->ctx->layer};
+        TRY(gpu_commands_dispatch(m->ctx->commands, &d));
+    }
+    return FUL_OK;
+}
+
+static ful_result record_many_matrix(const moe_part *m)
+{
+    const op_moe_args *a = m->args;
+    const moe_plan *p = m->plan;
+    uint32_t pairs = m->rows * a->top_k;
+    matrix_call up = {.w = a->w13,
+                      .x_stride = p->gathered_stride,
+                      .out_stride = p->hidden_stride,
+                      .out = m->hidden,
+                      .label = "moe up"};
+    matrix_call down = {.w = a->w2,
+                        .x_stride = p->packed_stride,
+                        .out_stride = a->w2->rows,
+                        .out = m->down,
+                        .first_indirect = a->w13->window_count,
+                        .label = "moe down"};
+    TRY(matrix_choose(m, OP_ACT_SWIGLU, &up));
+    TRY(matrix_choose(m, OP_ACT_NONE, &down));
+    TRY(record_sort(m, up.kernel.bn, down.kernel.bn));
+    TRY(record_gather(m));
+    TRY(record_matrix(m, &up));
+    op_activation packed = {.data = m->packed,
+                            .scale = m->scale,
+                            .dim = p->hidden_stride,
+                            .stride = p->packed_stride,
+                            .half = true};
+    TRY(op_pack(m->ctx, m->hidden, &packed, pairs, true));
+    TRY(record_matrix(m, &down));
+    return record_combine(m, true);
 }
 
 static gpu_range rows_of(gpu_range range, uint64_t row0, uint64_t rows, uint64_t row_bytes)
@@ -560,6 +706,10 @@ ful_result op_moe(const op_context *ctx, const op_moe_args *args)
         return fail(FUL_ERR_ARGUMENT, "experts: %llu bytes of scratch, %llu are needed",
                     (unsigned long long)args->scratch.bytes, (unsigned long long)plan.bytes);
 
+    if (plan.matrix && args->x.stride % 8 != 0)
+        return fail(FUL_ERR_ARGUMENT,
+                    "experts: halves need a stride that is a multiple of 8, not %u",
+                    (unsigned)args->x.stride);
     uint64_t x_bytes = (uint64_t)args->x.stride * (args->x.half ? 2 : 4);
     uint64_t route_bytes = 8 * (uint64_t)args->top_k;
     for (uint32_t row0 = 0; row0 < args->rows; row0 += plan.part_rows) {
@@ -580,7 +730,9 @@ ful_result op_moe(const op_context *ctx, const op_moe_args *args)
                          .packed = gpu_part(args->scratch, plan.packed, plan.packed_bytes),
                          .scale = gpu_part(args->scratch, plan.scale, plan.scale_bytes),
                          .down = gpu_part(args->scratch, plan.down, plan.down_bytes)};
-        TRY(plan.few ? record_few(&part) : record_many(&part));
+        TRY(plan.few      ? record_few(&part)
+            : plan.matrix ? record_many_matrix(&part)
+                          : record_many(&part));
     }
     return FUL_OK;
 }
