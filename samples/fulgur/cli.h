@@ -44,20 +44,22 @@ int cli_parse(const cli_command *command, int argc, char **argv, const cli_optio
               int count, int *first);
 
 extern const cli_command cmd_devices, cmd_inspect, cmd_run, cmd_chat, cmd_tokenize, cmd_perplexity,
-    cmd_logits;
+    cmd_logits, cmd_bench;
 
 /* Options of every command that runs a model, and what they open. */
 typedef struct cli_model {
     const char *device_text, *precision_text, *decay_text;
     uint32_t context, chunk;
     bool verbose, profile;
+    const ful_synthetic_params *synthetic; /* if not NULL: what to make instead of loading a path */
 
     ful_instance *instance;
     ful_device *device;
     ful_model *model;
     ful_session *session;
     ful_tokenizer *tokenizer; /* if wanted */
-    uint64_t load_ns;
+    uint64_t load_ns;         /* all of these: */
+    uint64_t device_ns, weights_ns, pipelines_ns, session_ns;
 } cli_model;
 
 enum { CLI_MODEL_OPTIONS = 6 };
@@ -69,9 +71,11 @@ int cli_fail(const char *context);
 bool cli_open_instance(ful_instance **instance, bool verbose); /* false: printed why */
 
 /* Both return an exit code after printing what went wrong and closing everything. The tokenizer may
- * come first. context: tokens wanted if the user did not say; 0 = default. */
+ * come first. path: NULL for synthetic models. context: tokens wanted if the user did not say; 0 =
+ * default. */
 int cli_open_tokenizer(cli_model *m, const char *path);
 int cli_open_model(cli_model *m, const char *path, size_t context);
+ful_result cli_open_session(cli_model *m); /* instead of the one that is open */
 void cli_close_model(cli_model *m);
 
 /* ful_prefill that Ctrl-C stops between chunks: FUL_ERR_CANCELLED. */
@@ -80,7 +84,8 @@ ful_result cli_prefill(cli_model *m, const int32_t *ids, size_t n);
 /* Progress on standard error if that is a terminal, from a third of a second on. */
 typedef struct cli_bar {
     uint64_t start_ns;
-    const char *label; /* NULL: the phase's name */
+    uint64_t loaded_ns; /* when the last weights had come */
+    const char *label;  /* NULL: the phase's name */
     bool shown;
     int phase, percent;
 } cli_bar;

@@ -113,6 +113,8 @@ bool cli_show_bar(void *ctx, const ful_progress *p)
 {
     cli_bar *b = ctx;
     static const char *const names[] = {"", "reading", "loading", "compiling"};
+    if (p->phase == FUL_PHASE_UPLOAD)
+        b->loaded_ns = cli_now_ns();
     if (cli_interrupted())
         return false;
     /* A bar that flashes by for a small model is noise. */
@@ -156,18 +158,33 @@ static ful_result load(cli_model *m, const char *path, size_t context, cli_bar *
     ful_plan_params params = plan_params(m, context);
     ful_plan plan;
     ful_model_info info;
-    ful_result r = ful_model_inspect(m->instance, path, &info);
+    const ful_synthetic_params *made = m->synthetic;
+    ful_result r =
+        made ? ful_synthetic_inspect(made, &info) : ful_model_inspect(m->instance, path, &info);
     if (r != FUL_OK)
         return r;
     if (!m->context && params.max_tokens > info.context_length)
         params.max_tokens = info.context_length;
-    r = ful_model_plan(m->instance, path, m->device, &params, &plan);
+    r = made ? ful_synthetic_plan(m->device, made, &params, &plan)
+             : ful_model_plan(m->instance, path, m->device, &params, &plan);
+    uint64_t start = cli_now_ns();
     if (r == FUL_OK)
-        r = ful_model_load(&m->model, m->device, path, &plan, cli_show_bar, bar);
+        r = made ? ful_model_synthesize(&m->model, m->device, made, &plan, cli_show_bar, bar)
+                 : ful_model_load(&m->model, m->device, path, &plan, cli_show_bar, bar);
     cli_end_bar(bar);
+    uint64_t end = cli_now_ns();
+    m->weights_ns = bar->loaded_ns > start ? bar->loaded_ns - start : 0;
+    m->pipelines_ns = end - start - m->weights_ns;
     if (r == FUL_OK)
-        r = ful_session_create(&m->session, m->model, ful_session_params(.profile = m->profile));
+        r = cli_open_session(m);
+    m->session_ns = cli_now_ns() - end;
     return r;
+}
+
+ful_result cli_open_session(cli_model *m)
+{
+    ful_session_destroy(&m->session);
+    return ful_session_create(&m->session, m->model, ful_session_params(.profile = m->profile));
 }
 
 int cli_open_tokenizer(cli_model *m, const char *path)
@@ -187,10 +204,12 @@ int cli_open_model(cli_model *m, const char *path, size_t context)
     if (!m->instance && !cli_open_instance(&m->instance, m->verbose))
         return CLI_FAILED;
     int code = CLI_OK;
-    if (open_device(m) != FUL_OK)
+    bool opened = open_device(m) == FUL_OK;
+    m->device_ns = cli_now_ns() - bar.start_ns;
+    if (!opened)
         code = cli_fail(m->device_text ? m->device_text : "device");
     else if (load(m, path, context, &bar) != FUL_OK)
-        code = cli_interrupted() ? CLI_INTERRUPTED : cli_fail(path);
+        code = cli_interrupted() ? CLI_INTERRUPTED : cli_fail(path ? path : "synthetic model");
     m->load_ns = cli_now_ns() - bar.start_ns;
     if (code != CLI_OK)
         cli_close_model(m);

@@ -276,6 +276,36 @@ else
     printf 'skipped: NumPy reads the file: python3 has no numpy\n'
 fi
 
+# ---- bench ----
+run bench model --preset tiny --layers 2 --softmax-every 2 -p 8,40 -n 3 --depth 0,16 -r 2 --profile
+expect_code "bench model" 0
+expect_text "bench model's table" "$out" "2 layers (1 softmax)" "f16 weights" "pp40" "tg3" " 16 " \
+    "same" "weights" "moe up" "TFLOP/s"
+run bench model --preset tiny --layers 2 -p 8 -n 2 -r 2 --type f32 --json
+expect_code "bench model --json" 0
+"$JSON_GET" <"$out" >"$scratch/n"
+report "bench model --json is JSON" $?
+expect_same "bench model --json names the type" "$("$JSON_GET" weights <"$out")" f32
+expect_same "bench model --json has both tests" "$("$JSON_GET" tests <"$out")" 2
+expect_number "bench model plans its memory" "$("$JSON_GET" total_bytes <"$out")" "<=" \
+    "$("$JSON_GET" available_bytes <"$out")"
+run bench model --model "$demo" -p 8 -n 2 -r 1 --csv
+expect_code "bench model --csv" 0
+expect_same "bench model --csv has a line a test" "$(wc -l <"$out")" 3
+run bench model --preset tiny --layers 2 --first-token both -p 8
+expect_code "bench model --first-token" 0
+expect_text "bench model --first-token" "$out" "cold pipeline cache: first token" "warm" "session"
+run bench model --preset full80 -n 1
+expect_error "bench model of a model that does not fit" 1 "912" "free"
+run bench model --preset tiny --hidden 100
+expect_error "bench model of impossible dimensions" 1 hidden_size 100 "multiple of 8"
+run bench model --preset tiny -n 1,x
+expect_error "bench model with a list that is none" 2 "--decode" "1,x"
+run bench model
+expect_error "bench model of nothing" 2 "--preset"
+run bench nothing
+expect_error "bench of nothing" 2 "nothing"
+
 # ---- the samples of one page ----
 sample() {
     last="sample $*"

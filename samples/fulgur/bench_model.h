@@ -1,0 +1,68 @@
+/* The parts of `fulgur bench model`. */
+#ifndef FULGUR_SAMPLES_BENCH_MODEL_H
+#define FULGUR_SAMPLES_BENCH_MODEL_H
+
+#include "bench.h"
+
+enum { BENCH_LIST = 16, BENCH_TESTS = 96, BENCH_OPS = 48 };
+
+typedef struct bench_list {
+    uint32_t values[BENCH_LIST];
+    uint32_t count;
+} bench_list;
+
+/* All steps of one op, summed over a profiled run. */
+typedef struct bench_op {
+    const char *name;
+    uint64_t calls, ns;
+    double bytes, flops;
+} bench_op;
+
+typedef struct bench_test {
+    bool decode;
+    uint32_t tokens, depth;
+    double *tokens_per_s; /* [reps], sorted */
+    bench_spread rate;
+    double cpu_ns;                /* per token: this thread's, all of it */
+    double host_ns;               /* per token: outside the wait for the device; decode only */
+    double gpu_ns;                /* per token, 0: no timestamps; from the profiled run */
+    uint32_t gpu_tokens;          /* fed in the profiled run */
+    double weight_bytes;          /* read per token by decode */
+    uint32_t dispatches, submits; /* per token; decode only */
+    double experts;               /* distinct ones a layer and step, on average; 0: not counted */
+    const char *wrong;            /* NULL: logits finite, and the same bits in every repetition */
+    bench_op ops[BENCH_OPS];
+    uint32_t op_count;
+} bench_test;
+
+typedef struct bench_run {
+    cli_model model;
+    bench_test tests[BENCH_TESTS];
+    uint32_t test_count, reps;
+    uint64_t seed;
+    bool profile;
+    const char *name; /* preset or folder */
+    ful_type type;    /* of most weights */
+} bench_run;
+
+void bench_model_table(const bench_run *b);
+void bench_model_csv(const bench_run *b);
+void bench_model_json(const bench_run *b);
+void bench_model_ops(const bench_run *b); /* one table a test */
+
+/* First token: here, in this process, or in two processes of their own, with an empty and with a
+ * filled pipeline cache; Vulkan must not have been touched before. */
+typedef struct bench_first {
+    cli_model *model;
+    const char *path;
+    uint32_t prompt;
+    uint64_t seed;
+    bool json;
+} bench_first;
+int bench_first_here(const bench_first *f);
+int bench_first_both(const bench_first *f);
+
+/* Token i of a sequence that any seed makes anew. */
+int32_t bench_token(uint64_t seed, uint64_t i, uint32_t vocab);
+
+#endif
