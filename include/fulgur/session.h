@@ -45,6 +45,20 @@ typedef bool (*ful_logits_fn)(void *ctx, size_t row, const float *logits, size_t
 FUL_API ful_result ful_prefill_logits(ful_session *session, const int32_t *tokens, size_t n_tokens,
                                       ful_logits_fn fn, void *ctx);
 
+/* Where the router sent one token: experts, best first, and their weights. */
+typedef struct ful_route {
+    uint32_t expert;
+    float weight;
+} ful_route;
+
+/* Like ful_prefill, giving the routes [n_tokens][top_k] of every layer and chunk to fn (row counts
+ * the chunk's first token from 0; borrowed for the call). Slow: every op is waited for. fn
+ * returning false cancels: FUL_ERR_CANCELLED; the session then is to be reset. */
+typedef bool (*ful_routes_fn)(void *ctx, int32_t layer, size_t row, const ful_route *routes,
+                              size_t n_tokens, uint32_t top_k);
+FUL_API ful_result ful_prefill_routes(ful_session *session, const int32_t *tokens, size_t n_tokens,
+                                      ful_routes_fn fn, void *ctx);
+
 /* Appends one token. Errors as ful_prefill. */
 FUL_API ful_result ful_decode(ful_session *session, int32_t token);
 
@@ -92,6 +106,8 @@ typedef struct ful_stats {
     uint32_t decode_submits;    /* of one decoded token */
     uint64_t decode_host_ns;    /* processor time spent in ful_decode outside the wait, total */
     uint64_t device_bytes;      /* held by this session */
+    uint64_t prefill_gpu_ns;    /* time on the device, 0 without timestamps */
+    uint64_t decode_gpu_ns;
 } ful_stats;
 FUL_API ful_result ful_session_stats(const ful_session *session, ful_stats *out);
 

@@ -37,6 +37,7 @@ typedef struct part {
     uint32_t first_step, step_count;
     double estimated_ns; /* all steps ... */
     double modelled_ns;  /* ... and dispatches alone, which the estimate learns from */
+    uint64_t span_ns;    /* as measured last, 0: not */
     bool pending;
     bool fresh; /* holds pipelines that never ran */
 } part;
@@ -657,6 +658,10 @@ static bool queries_read(gpu_commands *c, const part *p, uint32_t first, uint32_
 static void part_learn(gpu_commands *c, part *p)
 {
     uint64_t first, last;
+    p->span_ns = 0;
+    if (p->queries && p->query_count >= 2 && queries_read(c, p, 0, 1, &first) &&
+        queries_read(c, p, p->query_count - 1, 1, &last))
+        p->span_ns = timer_delta_ns(c->device, first, last);
     if (p->fresh) {
         for (uint32_t i = 0; i < p->step_count; i++)
             if (c->steps[p->first_step + i].pipeline)
@@ -664,10 +669,8 @@ static void part_learn(gpu_commands *c, part *p)
         p->fresh = false;
         return;
     }
-    if (!p->queries || p->query_count < 2 || p->modelled_ns < p->estimated_ns / 2 ||
-        !queries_read(c, p, 0, 1, &first) || !queries_read(c, p, p->query_count - 1, 1, &last))
-        return;
-    timer_learn(c->device, p->estimated_ns, (double)timer_delta_ns(c->device, first, last));
+    if (p->span_ns && p->modelled_ns >= p->estimated_ns / 2)
+        timer_learn(c->device, p->estimated_ns, (double)p->span_ns);
 }
 
 static ful_result wait_fail(gpu_commands *c, const part *p, VkResult r)
@@ -758,6 +761,14 @@ static ful_result times_fill(gpu_commands *c)
         }
     }
     return FUL_OK;
+}
+
+uint64_t gpu_commands_span_ns(const gpu_commands *c)
+{
+    uint64_t ns = 0;
+    for (size_t i = 0; i < c->part_count; i++)
+        ns += c->parts[i].span_ns;
+    return ns;
 }
 
 ful_result gpu_commands_times(gpu_commands *c, const gpu_time **out, uint32_t *count)

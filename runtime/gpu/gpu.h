@@ -209,6 +209,10 @@ ful_result gpu_commands_submit(gpu_commands *c);
 ful_result gpu_commands_wait(gpu_commands *c);
 void gpu_commands_destroy(gpu_commands **c); /* waits if needed */
 
+/* After a wait: from the first step's begin to the last one's end, summed over the submissions; 0
+ * without timestamps. Costs nothing beyond what every submission does. */
+uint64_t gpu_commands_span_ns(const gpu_commands *c);
+
 typedef struct gpu_time {
     const char *label;
     int32_t layer;

@@ -224,6 +224,8 @@ ful_result session_run(ful_session *s, const int32_t *tokens, uint32_t n, const 
         uint64_t waiting = time_ns();
         TRY(gpu_commands_wait(schedule_commands(s->last)));
         s->wait_ns += time_ns() - waiting;
+        *(kind == SCHEDULE_DECODE ? &s->stats.decode_gpu_ns : &s->stats.prefill_gpu_ns) +=
+            gpu_commands_span_ns(schedule_commands(s->last));
     }
     s->has_logits = kind != SCHEDULE_PREFILL_NONE;
     s->host_logits = false;

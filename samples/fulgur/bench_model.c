@@ -90,8 +90,13 @@ static ful_result check(const feed *f, bench_test *t, bool first)
     return FUL_OK;
 }
 
+/* Sums over repetitions. */
+typedef struct spent {
+    uint64_t cpu_ns, host_ns, gpu_ns;
+} spent;
+
 static ful_result run_once(bench_run *b, const feed *f, bench_test *t, uint32_t rep, double *rate,
-                           uint64_t *cpu_ns, uint64_t *host_ns)
+                           spent *sum)
 {
     ful_stats before, after;
     ful_result r = to_depth(b, f, t);
@@ -102,10 +107,12 @@ static ful_result run_once(bench_run *b, const feed *f, bench_test *t, uint32_t 
     r = t->decode ? decode_all(f->session, tokens, t->tokens)
                   : ful_prefill(f->session, tokens, t->tokens);
     uint64_t ns = cli_now_ns() - start;
-    *cpu_ns += cpu_now_ns() - cpu;
+    sum->cpu_ns += cpu_now_ns() - cpu;
     if (r != FUL_OK || (r = ful_session_stats(f->session, &after)) != FUL_OK)
         return r;
-    *host_ns += after.decode_host_ns - before.decode_host_ns;
+    sum->host_ns += after.decode_host_ns - before.decode_host_ns;
+    sum->gpu_ns +=
+        after.decode_gpu_ns + after.prefill_gpu_ns - before.decode_gpu_ns - before.prefill_gpu_ns;
     *rate = (double)t->tokens * 1e9 / (double)(ns ? ns : 1);
     t->dispatches = after.decode_dispatches;
     t->submits = after.decode_submits;
@@ -116,17 +123,18 @@ static ful_result run_once(bench_run *b, const feed *f, bench_test *t, uint32_t 
 static ful_result run_test(bench_run *b, const feed *f, bench_test *t)
 {
     double rate;
-    uint64_t cpu = 0, host = 0;
-    ful_result r = run_once(b, f, t, 0, &rate, &cpu, &host);
-    cpu = host = 0;
+    spent sum = {0};
+    ful_result r = run_once(b, f, t, 0, &rate, &sum);
+    sum = (spent){0};
     for (uint32_t i = 0; i < b->reps && r == FUL_OK && !cli_interrupted(); i++)
-        r = run_once(b, f, t, i + 1, &t->tokens_per_s[i], &cpu, &host);
+        r = run_once(b, f, t, i + 1, &t->tokens_per_s[i], &sum);
     if (r != FUL_OK || cli_interrupted())
         return r;
     t->rate = bench_spread_of(t->tokens_per_s, b->reps);
     double fed = (double)b->reps * t->tokens;
-    t->cpu_ns = (double)cpu / fed;
-    t->host_ns = t->decode ? (double)host / fed : 0.0;
+    t->cpu_ns = (double)sum.cpu_ns / fed;
+    t->host_ns = (double)sum.host_ns / fed;
+    t->gpu_ns = (double)sum.gpu_ns / fed;
     return FUL_OK;
 }
 
@@ -150,9 +158,23 @@ static ful_result add_times(bench_test *t, ful_session *s)
         op->ns += times[i].ns;
         op->bytes += times[i].bytes;
         op->flops += times[i].flops;
-        t->gpu_ns += (double)times[i].ns;
+        t->profiled_ns += (double)times[i].ns;
     }
     return r;
+}
+
+/* Logits that stay as they were were not written. */
+static ful_result check_moved(const feed *f, bench_test *t, bool compare)
+{
+    const float *logits;
+    size_t n;
+    ful_result r = ful_logits(f->session, &logits, &n);
+    if (r != FUL_OK)
+        return r;
+    if (compare && memcmp(f->want, logits, n * sizeof *logits) == 0)
+        t->wrong = "two tokens give the same";
+    memcpy(f->want, logits, n * sizeof *logits);
+    return FUL_OK;
 }
 
 static int slower(const void *a, const void *b)
@@ -180,11 +202,53 @@ static ful_result profile_test(bench_run *b, const feed *f, bench_test *t)
                       : ful_prefill(f->session, tokens + at, take);
         if (r == FUL_OK)
             r = add_times(t, f->session);
+        if (r == FUL_OK)
+            r = check_moved(f, t, at > 0);
         at += take;
     }
-    t->gpu_tokens = n;
-    t->gpu_ns = n ? t->gpu_ns / n : 0.0;
+    t->profiled_tokens = n;
     qsort(t->ops, t->op_count, sizeof *t->ops, slower);
+    return r;
+}
+
+/* ---- which experts the tokens go to ---- */
+
+typedef struct census {
+    uint8_t *seen; /* [layers][experts] */
+    uint32_t experts;
+} census;
+
+static bool note_routes(void *ctx, int32_t layer, size_t row, const ful_route *routes,
+                        size_t n_tokens, uint32_t top_k)
+{
+    census *c = ctx;
+    (void)row;
+    for (size_t i = 0; i < n_tokens * top_k; i++)
+        if (routes[i].expert < c->experts)
+            c->seen[(size_t)layer * c->experts + routes[i].expert] = 1;
+    return !cli_interrupted();
+}
+
+static ful_result count_experts(bench_run *b, const feed *f, bench_test *t)
+{
+    const ful_model_info *info = ful_model_get_info(b->model.model);
+    uint32_t layers = info->block_count;
+    census c = {calloc((size_t)layers * info->expert_count, 1), info->expert_count};
+    if (!c.seen)
+        return FUL_OK; /* the other figures stand without */
+    ful_result r = to_depth(b, f, t);
+    if (r == FUL_OK)
+        r = ful_prefill_routes(f->session, f->tokens + t->depth, t->tokens, note_routes, &c);
+    t->least_experts = c.experts;
+    for (uint32_t l = 0; l < layers && r == FUL_OK; l++) {
+        uint32_t n = 0;
+        for (uint32_t e = 0; e < c.experts; e++)
+            n += c.seen[(size_t)l * c.experts + e];
+        t->experts += (double)n / layers;
+        if (n < t->least_experts)
+            t->least_experts = n;
+    }
+    free(c.seen);
     return r;
 }
 
@@ -215,7 +279,8 @@ static int run_tests(bench_run *b, size_t most)
     }
     for (uint32_t i = 0; i < b->test_count && code == CLI_OK && r == FUL_OK && !cli_interrupted();
          i++)
-        r = profile_test(b, &f, &b->tests[i]);
+        if ((r = profile_test(b, &f, &b->tests[i])) == FUL_OK)
+            r = count_experts(b, &f, &b->tests[i]);
     if (r != FUL_OK && !cli_interrupted())
         code = cli_fail("measuring");
     free(f.tokens);

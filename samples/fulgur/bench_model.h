@@ -25,11 +25,13 @@ typedef struct bench_test {
     bench_spread rate;
     double cpu_ns;                /* per token: this thread's, all of it */
     double host_ns;               /* per token: outside the wait for the device; decode only */
-    double gpu_ns;                /* per token, 0: no timestamps; from the profiled run */
-    uint32_t gpu_tokens;          /* fed in the profiled run */
+    double gpu_ns;                /* per token; 0: no timestamps */
+    double profiled_ns;           /* sum of all ops in the profiled run ... */
+    uint32_t profiled_tokens;     /* ... of these */
     double weight_bytes;          /* read per token by decode */
     uint32_t dispatches, submits; /* per token; decode only */
-    double experts;               /* distinct ones a layer and step, on average; 0: not counted */
+    double experts;               /* distinct ones a layer, on average over the layers ... */
+    uint32_t least_experts;       /* ... and in the layer with fewest */
     const char *wrong;            /* NULL: logits finite, and the same bits in every repetition */
     bench_op ops[BENCH_OPS];
     uint32_t op_count;

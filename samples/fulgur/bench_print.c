@@ -49,16 +49,16 @@ static void print_head(const bench_run *b)
 void bench_model_table(const bench_run *b)
 {
     print_head(b);
-    printf("%-8s %8s %12s %21s %10s %10s %10s %8s %6s %6s  %s\n", "test", "depth", "tokens/s",
+    printf("%-8s %8s %12s %21s %10s %10s %10s %8s %6s %6s %13s  %s\n", "test", "depth", "tokens/s",
            "least .. most", "GPU us/t", "CPU us/t", "host us/t", "GB/s", "disp.", "subm.",
-           "logits");
+           "experts", "logits");
     for (uint32_t i = 0; i < b->test_count; i++) {
         const bench_test *t = &b->tests[i];
         char name[24], spread[48];
         test_name(t, name, sizeof name);
         snprintf(spread, sizeof spread, "%.1f .. %.1f", t->rate.least, t->rate.most);
         if (t->wrong) { /* no figure without a right answer */
-            printf("%-8s %8u %12s %21s %58s  %s\n", name, t->depth, "-", "-", "", t->wrong);
+            printf("%-8s %8u %12s %21s %70s  %s\n", name, t->depth, "-", "-", "", t->wrong);
             continue;
         }
         printf("%-8s %8u %12.1f %21s %10.2f %10.2f ", name, t->depth, t->rate.median, spread,
@@ -68,11 +68,11 @@ void bench_model_table(const bench_run *b)
                    t->submits);
         else
             printf("%10s %8s %6s %6s", "", "", "", "");
-        printf("  same\n");
+        printf(" %7.1f, >= %-2u  same\n", t->experts, t->least_experts);
     }
-    printf("\nGPU: ops timed one by one, 0 = no timestamps; CPU: of the calling thread; host: time "
-           "outside the wait;\nGB/s: weights read for a token; logits: finite, and the same bits "
-           "in each of %u runs\n",
+    printf("\na token's time: GPU, 0 = no timestamps; CPU of the calling thread; host: outside the "
+           "wait;\nGB/s: weights read for a token; experts: distinct ones a layer, on average and "
+           "at least;\nlogits: finite, and the same bits in each of %u runs\n",
            b->reps + 1);
 }
 
@@ -82,7 +82,7 @@ void bench_model_ops(const bench_run *b)
         const bench_test *t = &b->tests[i];
         char name[24];
         test_name(t, name, sizeof name);
-        double total = t->gpu_ns * t->gpu_tokens;
+        double total = t->profiled_ns;
         if (t->op_count == 0) {
             printf("\n%s at depth %u: this device has no timestamps\n", name, t->depth);
             continue;
@@ -96,7 +96,7 @@ void bench_model_ops(const bench_run *b)
                    op->flops / ns / 1e3);
         }
         printf("%-28s %8s %12.2f         of %u tokens, %s at depth %u\n", "sum", "", total / 1e3,
-               t->gpu_tokens, name, t->depth);
+               t->profiled_tokens, name, t->depth);
     }
 }
 
@@ -104,18 +104,19 @@ void bench_model_csv(const bench_run *b)
 {
     const ful_device_info *d = ful_device_get_info(b->model.device);
     printf("device,driver,model,weights,test,tokens,depth,tokens_per_s,least,most,reps,gpu_us_per_"
-           "token,cpu_us_per_token,host_us_per_token,weight_gb_per_s,dispatches,submits,logits\n");
+           "token,cpu_us_per_token,host_us_per_token,weight_gb_per_s,dispatches,submits,experts,"
+           "logits\n");
     for (uint32_t i = 0; i < b->test_count; i++) {
         const bench_test *t = &b->tests[i];
         printf("\"%s\",\"%s\",\"%s\",%s,%s,%u,%u,", d->name, d->driver, b->name,
                ful_type_name(b->type), t->decode ? "decode" : "prefill", t->tokens, t->depth);
         if (t->wrong)
-            printf(",,,%u,,,,,,,\"%s\"\n", b->reps, t->wrong);
+            printf(",,,%u,,,,,,,,\"%s\"\n", b->reps, t->wrong);
         else
-            printf("%.3f,%.3f,%.3f,%u,%.3f,%.3f,%.3f,%.3f,%u,%u,same\n", t->rate.median,
+            printf("%.3f,%.3f,%.3f,%u,%.3f,%.3f,%.3f,%.3f,%u,%u,%.2f,same\n", t->rate.median,
                    t->rate.least, t->rate.most, b->reps, t->gpu_ns / 1e3, t->cpu_ns / 1e3,
                    t->host_ns / 1e3, weight_gbps(t), t->decode ? t->dispatches : 0,
-                   t->decode ? t->submits : 0);
+                   t->decode ? t->submits : 0, t->experts);
     }
 }
 
@@ -142,7 +143,8 @@ static void json_test(const bench_test *t, bool last)
                    "\"submits\": %u, ",
                    t->host_ns / 1e3, weight_gbps(t), t->dispatches, t->submits);
     }
-    printf("\"profiled_tokens\": %u, \"ops\": [", t->gpu_tokens);
+    printf("\"experts\": %.2f, \"least_experts\": %u, \"profiled_tokens\": %u, \"ops\": [",
+           t->experts, t->least_experts, t->profiled_tokens);
     for (uint32_t k = 0; k < t->op_count; k++) {
         const bench_op *op = &t->ops[k];
         printf("%s\n    {\"name\": \"%s\", \"calls\": %" PRIu64 ", \"ns\": %" PRIu64

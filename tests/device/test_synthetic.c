@@ -231,6 +231,148 @@ static void test_refusals(void **state)
     fixture_close(&f);
 }
 
+typedef struct census {
+    uint32_t seen[4][4];
+    size_t rows;
+    int calls, most_calls;
+} census;
+
+static bool count_routes(void *ctx, int32_t layer, size_t row, const ful_route *routes,
+                         size_t n_tokens, uint32_t top_k)
+{
+    census *c = ctx;
+    assert_in_range(layer, 0, 3);
+    assert_int_equal(top_k, 2);
+    assert_int_equal(row % 64, 0);
+    for (size_t i = 0; i < n_tokens; i++) {
+        const ful_route *r = routes + i * top_k;
+        assert_true(r[0].expert < 4 && r[1].expert < 4 && r[0].expert != r[1].expert);
+        assert_true(r[0].weight >= r[1].weight && fabsf(r[0].weight + r[1].weight - 1.0f) < 1e-6f);
+        c->seen[layer][r[0].expert]++;
+    }
+    c->rows += layer == 0 ? n_tokens : 0;
+    return ++c->calls != c->most_calls;
+}
+
+/* Routes are looked at without changing what is computed, and they are spread. */
+static void test_routes(void **state)
+{
+    (void)state;
+    static float want[VOCAB];
+    const ful_synthetic_params *params =
+        ful_synthetic_params(.preset = "tiny", .block_count = 4, .softmax_every = 4,
+                             .expert_count = 4);
+    made m;
+    const float *logits;
+    int32_t tokens[100];
+    prompt_fill(tokens, 100);
+    make(&m, "", params, FUL_PRECISION_F32);
+    EXPECT_OK(ful_prefill(m.session, tokens, 100));
+    EXPECT_OK(ful_logits(m.session, &logits, NULL));
+    memcpy(want, logits, sizeof want);
+    ful_stats stats;
+    EXPECT_OK(ful_session_stats(m.session, &stats));
+    bool timed = ful_device_get_info(m.device.device)->caps.features & FUL_FEATURE_TIMESTAMP;
+    assert_int_equal(stats.prefill_gpu_ns > 0, timed);
+    assert_true(stats.prefill_gpu_ns <= stats.prefill_ns && stats.decode_gpu_ns == 0);
+
+    census c = {0};
+    EXPECT_OK(ful_session_reset(m.session));
+    EXPECT_OK(ful_prefill_routes(m.session, tokens, 100, count_routes, &c));
+    assert_int_equal(ful_session_tokens(m.session, NULL), 100);
+    EXPECT_OK(ful_logits(m.session, &logits, NULL));
+    EXPECT_ERROR_BELOW(largest_difference(want, logits), 1e-4, "with a look at routes");
+    assert_int_equal(c.rows, 100);
+    assert_int_equal(c.calls, 8); /* two chunks of four layers */
+    for (int l = 0; l < 4; l++)
+        for (int e = 0; e < 4; e++)
+            assert_in_range(c.seen[l][e], 5, 60);
+
+    c = (census){.most_calls = 3};
+    EXPECT_OK(ful_session_reset(m.session));
+    assert_int_equal(ful_prefill_routes(m.session, tokens, 100, count_routes, &c),
+                     FUL_ERR_CANCELLED);
+    assert_int_equal(c.calls, 3);
+    EXPECT_OK(ful_session_reset(m.session));
+    EXPECT_OK(ful_prefill(m.session, tokens, 100));
+    EXPECT_OK(ful_logits(m.session, &logits, NULL));
+    assert_memory_equal(want, logits, sizeof want);
+    unmake(&m);
+}
+
+/* Chunks beyond what most devices would choose: planned, placed and computed like small ones. */
+static void test_wide_chunks(void **state)
+{
+    (void)state;
+    enum { TOKENS = 5000 };
+    static float want[VOCAB];
+    const ful_synthetic_params *params =
+        ful_synthetic_params(.preset = "tiny", .block_count = 2, .softmax_every = 2,
+                             .hidden_size = 64, .intermediate_size = 32, .expert_count = 8);
+    static int32_t tokens[TOKENS];
+    prompt_fill(tokens, TOKENS);
+    device_fixture f;
+    fixture_open(&f, "");
+    static const uint32_t chunks[] = {512, 4096, 8192};
+    for (size_t i = 0; i < 3; i++) {
+        ful_plan plan;
+        ful_model *model;
+        ful_session *session;
+        const float *logits;
+        uint64_t now, peak;
+        EXPECT_OK(
+            ful_synthetic_plan(f.device, params,
+                               ful_plan_params(.max_tokens = TOKENS, .chunk_tokens = chunks[i],
+                                               .precision = FUL_PRECISION_F32),
+                               &plan));
+        assert_int_equal(plan.chunk_tokens, chunks[i]);
+        EXPECT_OK(ful_model_synthesize(&model, f.device, params, &plan, NULL, NULL));
+        EXPECT_OK(ful_session_create(&session, model, NULL));
+        ful_device_memory(f.device, &now, &peak);
+        assert_true(now <= plan.total_bytes + (1u << 20) && now + (1u << 20) >= plan.total_bytes);
+        EXPECT_OK(ful_prefill(session, tokens, TOKENS));
+        EXPECT_OK(ful_logits(session, &logits, NULL));
+        if (i == 0)
+            memcpy(want, logits, sizeof want);
+        EXPECT_ERROR_BELOW(largest_difference(want, logits), 1e-3, "chunks of %u", chunks[i]);
+        ful_session_destroy(&session);
+        ful_model_destroy(&model);
+    }
+    ful_plan plan;
+    assert_int_equal(
+        ful_synthetic_plan(f.device, params, ful_plan_params(.chunk_tokens = 8193), &plan),
+        FUL_ERR_ARGUMENT);
+    expect_error_words("8193", "8192", NULL);
+    fixture_close(&f);
+}
+
+/* Without a wish the widest chunk that the memory has room for, which a fixed one would not fit. */
+static void test_default_chunk(void **state)
+{
+    (void)state;
+    const ful_synthetic_params *params = ful_synthetic_params(.preset = "tiny");
+    device_fixture f;
+    ful_plan wide, narrow;
+    fixture_open(&f, "");
+    EXPECT_OK(ful_synthetic_plan(f.device, params, NULL, &wide));
+    bool discrete = ful_device_get_info(f.device)->kind == FUL_DEVICE_DISCRETE;
+    assert_int_equal(wide.chunk_tokens, discrete ? 2048 : 512);
+    EXPECT_OK(ful_synthetic_plan(f.device, params, ful_plan_params(.max_tokens = 100), &narrow));
+    assert_int_equal(narrow.chunk_tokens, 128);
+    fixture_close(&f);
+
+    char mask[64];
+    snprintf(mask, sizeof mask, "memory=%llu", (unsigned long long)(wide.total_bytes - 1));
+    fixture_open(&f, mask);
+    EXPECT_OK(ful_synthetic_plan(f.device, params, NULL, &narrow));
+    assert_true(narrow.chunk_tokens < wide.chunk_tokens && narrow.chunk_tokens >= 128);
+    assert_int_equal(ful_synthetic_plan(f.device, params,
+                                        ful_plan_params(.chunk_tokens = wide.chunk_tokens),
+                                        &narrow),
+                     FUL_ERR_DEVICE_MEMORY);
+    fixture_close(&f);
+}
+
 static bool cancel(void *ctx, const ful_progress *p)
 {
     int *calls = ctx;
@@ -266,6 +408,9 @@ int main(void)
         cmocka_unit_test(test_half),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_plan_and_cancel),
+        cmocka_unit_test(test_routes),
+        cmocka_unit_test(test_wide_chunks),
+        cmocka_unit_test(test_default_chunk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
