@@ -53,6 +53,48 @@ debian_keyring() {
     return 1
 }
 
+# private_apt DIR: settings in DIR/apt.conf for an apt of its own, whose sources are DIR/sources.list.
+private_apt() {
+    pa_arch=$(dpkg --print-architecture) || return 1
+    rm -rf "$1"
+    mkdir -p "$1/lists/partial" "$1/debs/partial" "$1/root" || return 1
+    : >"$1/status"
+    : >"$1/preferences"
+    cat >"$1/apt.conf" <<CONF
+APT::Architecture "$pa_arch";
+APT::Architectures "$pa_arch";
+APT::Sandbox::User "";
+Acquire::Languages "none";
+Acquire::Retries "2";
+Dir::State::Lists "$1/lists";
+Dir::State::status "$1/status";
+Dir::Etc::sourcelist "$1/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "$1/preferences";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::Cache::archives "$1/debs";
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+CONF
+}
+
+# unpack_source DIR SUITE PACKAGE: the original source of a Debian package, in DIR/PACKAGE.
+unpack_source() {
+    us_mirror=$(debian_mirror)
+    [ -n "$us_mirror" ] || return 1
+    us_keys=$(debian_keyring) || return 1
+    private_apt "$1" || return 1
+    echo "deb-src [signed-by=$us_keys] $us_mirror $2 main" >"$1/sources.list"
+    (
+        export APT_CONFIG="$1/apt.conf"
+        cd "$1" && apt-get -qq update && apt-get -qq source --download-only "$3" &&
+            dpkg-source --skip-patches -x "$3"_*.dsc "$3"
+    ) >"$1/log" 2>&1 || {
+        tail -n 3 "$1/log" >&2
+        return 1
+    }
+}
+
 # unpack_packages DIR "SUITE..." PACKAGE...: downloads packages with their dependencies from other
 # Debian suites and unpacks them into DIR/root. The system's own apt and dpkg are not touched.
 unpack_packages() {
@@ -61,33 +103,12 @@ unpack_packages() {
     up_mirror=$(debian_mirror)
     [ -n "$up_mirror" ] || return 1
     up_keys=$(debian_keyring) || return 1
-    up_arch=$(dpkg --print-architecture) || return 1
-    rm -rf "$up_dir"
-    mkdir -p "$up_dir/lists/partial" "$up_dir/debs/partial" "$up_dir/root" || return 1
-    : >"$up_dir/status"
-    up_last=""
+    private_apt "$up_dir" || return 1
     for up_suite in $up_suites; do
-        echo "deb [arch=$up_arch signed-by=$up_keys] $up_mirror $up_suite main"
-        up_last=$up_suite
+        echo "deb [arch=$(dpkg --print-architecture) signed-by=$up_keys] $up_mirror $up_suite main"
     done >"$up_dir/sources.list"
     for up_suite in $up_suites; do up_last=$up_suite; done
     printf 'Package: *\nPin: release n=%s\nPin-Priority: 990\n' "$up_last" >"$up_dir/preferences"
-    cat >"$up_dir/apt.conf" <<CONF
-APT::Architecture "$up_arch";
-APT::Architectures "$up_arch";
-APT::Sandbox::User "";
-Acquire::Languages "none";
-Acquire::Retries "2";
-Dir::State::Lists "$up_dir/lists";
-Dir::State::status "$up_dir/status";
-Dir::Etc::sourcelist "$up_dir/sources.list";
-Dir::Etc::sourceparts "/dev/null";
-Dir::Etc::preferences "$up_dir/preferences";
-Dir::Etc::preferencesparts "/dev/null";
-Dir::Cache::archives "$up_dir/debs";
-Dir::Cache::pkgcache "";
-Dir::Cache::srcpkgcache "";
-CONF
     APT_CONFIG="$up_dir/apt.conf" apt-get -qq update >"$up_dir/log" 2>&1 &&
         APT_CONFIG="$up_dir/apt.conf" apt-get -qq install -y --no-install-recommends \
             --download-only "$@" >>"$up_dir/log" 2>&1 || {

@@ -14,6 +14,9 @@ system. Debian 12 and 13. Pieces, all by default:
   lavapipe-26   Mesa from Debian 13's backports, with cooperative matrices
   lavapipe-25   Mesa of Debian 13 (only on Debian 12; on Debian 13 it is the system's)
   swiftshader   SwiftShader, a driver with few features, and the current validation layer
+  vendors       the drivers of AMD, NVIDIA, Qualcomm and Apple GPUs from Debian 13's backports, with
+                shims that imagine the hardware: they compile, but compute nothing
+  intel-shim    the same for Intel's driver, built from Debian's source of Mesa (a minute)
 
 A piece that can't be had prints a line that begins with 'skipped'; its tests are skipped too.
 TEXT
@@ -23,7 +26,7 @@ dir=${1:-$here/build/drivers}
 if [ $# -gt 0 ]; then shift; fi
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
-pieces=${*:-lavapipe-26 lavapipe-25 swiftshader}
+pieces=${*:-lavapipe-26 lavapipe-25 swiftshader vendors intel-shim}
 have apt-get || die "no apt-get here"
 
 fetch_lavapipe() { # NAME SUITES
@@ -60,6 +63,68 @@ JSON
     fi
 }
 
+fetch_vendors() {
+    unpack_packages "$dir/vendors" "trixie trixie-backports" mesa-vulkan-drivers mesa-drm-shim \
+        libvulkan1 || return 1
+    prefix_launcher "$dir/vendors/root" >"$dir/vendors/launcher"
+}
+
+# Debian packages no shim for Intel. It is built with the compiler of the system and with tools and
+# libraries from Debian 13, because those of Debian 12 are too old for it.
+build_intel_shim() {
+    have gcc && have g++ && have ninja && have python3 && have dpkg-source ||
+        { echo "gcc, g++, ninja, python3 or dpkg-dev is missing" >&2; return 1; }
+    is=$dir/intel-shim
+    unpack_packages "$is/tools" trixie meson python3-mako python3-yaml python3-packaging bison flex \
+        m4 pkgconf libdrm-dev libexpat1-dev zlib1g-dev || return 1
+    root=$is/tools/root
+    libs=$(ls -d "$root"/usr/lib/*-linux-gnu | head -n 1)
+    run=$(prefix_launcher "$root")
+    # What would pull in the whole prefix, C library included, is copied apart.
+    mkdir -p "$is/bin" "$is/python" "$is/include" "$is/lib" "$is/pc"
+    for module in mesonbuild mako markupsafe packaging; do
+        cp -R "$root/usr/lib/python3/dist-packages/$module" "$is/python/"
+    done
+    # The compiled part of yaml belongs to another Python; it works without.
+    mkdir "$is/python/yaml" && cp "$root"/usr/lib/python3/dist-packages/yaml/*.py "$is/python/yaml/"
+    cp -R "$root/usr/include/libdrm" "$root"/usr/include/xf86drm*.h "$root"/usr/include/zlib.h \
+        "$root"/usr/include/expat*.h "$is/include/" || return 1
+    for header in "$root"/usr/include/zconf.h "$root"/usr/include/*-linux-gnu/zconf.h \
+        "$root"/usr/include/*-linux-gnu/expat*.h; do
+        if [ -e "$header" ]; then cp "$header" "$is/include/"; fi
+    done
+    for library in drm z expat; do cp -a "$libs/lib$library".so* "$is/lib/"; done
+    for package in libdrm zlib expat; do
+        file=$(ls "$libs/pkgconfig/$package.pc" "$root/usr/share/pkgconfig/$package.pc" 2>/dev/null |
+            head -n 1)
+        sed -e "s,^prefix=.*,prefix=$is," -e "s,^libdir=.*,libdir=$is/lib," \
+            -e "s,^includedir=.*,includedir=$is/include," "$file" >"$is/pc/$package.pc"
+    done
+    for tool in bison flex m4; do
+        printf '#!/bin/sh\nexport BISON_PKGDATADIR=%s M4=%s\nexec %s %s "$@"\n' \
+            "$root/usr/share/bison" "$is/bin/m4" "$run" "$root/usr/bin/$tool" >"$is/bin/$tool"
+        chmod +x "$is/bin/$tool"
+    done
+    unpack_source "$is/source" trixie mesa || return 1
+    (
+        export PATH=$is/bin:/usr/bin:/bin PYTHONPATH=$is/python PKG_CONFIG_LIBDIR=$is/pc
+        off=""
+        for option in llvm glx egl gbm gles1 gles2 gallium-va gallium-vdpau xmlconfig libunwind \
+            lmsensors valgrind zstd shader-cache; do
+            off="$off -D$option=disabled"
+        done
+        # shellcheck disable=SC2086
+        python3 -m mesonbuild.mesonmain setup "$is/build" "$is/source/mesa" \
+            --wrap-mode=nofallback -Dbuildtype=plain -Dc_args=-O1 -Dcpp_args=-O1 \
+            -Dvulkan-drivers= -Dgallium-drivers= -Dtools=drm-shim,intel -Dopengl=false \
+            -Dplatforms= -Dvulkan-layers= -Dvideo-codecs= -Dbuild-tests=false $off &&
+            ninja -C "$is/build" src/intel/tools/libintel_noop_drm_shim.so
+    ) >"$is/log" 2>&1 || { tail -n 5 "$is/log" >&2; return 1; }
+    cp "$is/build/src/intel/tools/libintel_noop_drm_shim.so" "$is/" || return 1
+    rm -rf "$is/tools" "$is/bin" "$is/python" "$is/include" "$is/lib" "$is/pc" "$is/source" \
+        "$is/build"
+}
+
 status=0
 for piece in $pieces; do
     if [ -e "$dir/$piece/complete" ]; then
@@ -74,6 +139,8 @@ for piece in $pieces; do
             continue
         fi
         fetch_lavapipe $piece trixie && result=yes || true ;;
+    vendors) fetch_vendors && result=yes || true ;;
+    intel-shim) build_intel_shim && result=yes || true ;;
     swiftshader)
         if [ -z "$(apt-cache -q show chromium-common 2>/dev/null)" ] && [ "$(id -u)" = 0 ]; then
             apt-get -qq update || true
@@ -86,7 +153,7 @@ for piece in $pieces; do
         say "$piece is in $dir/$piece"
     else
         rm -rf "${dir:?}/$piece"
-        say "skipped $piece: it could not be downloaded; tests on it are skipped"
+        say "skipped $piece: it could not be had; tests on it are skipped"
     fi
 done
 exit $status
