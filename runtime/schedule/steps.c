@@ -252,8 +252,10 @@ static void add_layer(builder *b, uint32_t i, residual *r)
                   .scratch = NO_SLOT});
     value z = new_value(b, rows, c->hidden_size);
     value x = half ? (value){NO_SLOT, m.half, m.scale, m.dim} : m32;
-    uint64_t scratch = op_moe_scratch_bytes(&b->ctx, rows, c->top_k, c->expert_count,
-                                            c->hidden_size, c->intermediate_size);
+    op_context moe = b->ctx;
+    moe.half = half; /* f32 weights take f32 inputs, and another layout of the scratch */
+    uint64_t scratch = op_moe_scratch_bytes(&moe, rows, c->top_k, c->expert_count, c->hidden_size,
+                                            c->intermediate_size);
     add(b, (step){.kind = STEP_MOE,
                   .name = "moe",
                   .layer = (int32_t)i,

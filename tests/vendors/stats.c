@@ -459,7 +459,8 @@ static bool grew(long was, long is, long part, long least)
 /* A kernel that should live from doing much at once. */
 static bool is_hot(const char *module)
 {
-    static const char *const hot[] = {"matmul", "moe_matmul", "lightning_", "attention"};
+    static const char *const hot[] = {"matmul", "moe_matmul", "moe_coopmat", "lightning_",
+                                      "attention"};
     for (size_t i = 0; i < sizeof hot / sizeof *hot; i++)
         if (strncmp(module, hot[i], strlen(hot[i])) == 0)
             return true;
