@@ -122,9 +122,13 @@ static ful_result run_once(bench_run *b, const feed *f, bench_test *t, uint32_t 
 /* The first repetition records, warms up, and gives the logits that the others must repeat. */
 static ful_result run_test(bench_run *b, const feed *f, bench_test *t)
 {
+    enum { WARM_MS = 300, WARM_RUNS = 20 }; /* idle GPUs take a while to reach their clocks */
     double rate;
     spent sum = {0};
-    ful_result r = run_once(b, f, t, 0, &rate, &sum);
+    uint64_t until = cli_now_ns() + WARM_MS * 1000000ull;
+    ful_result r = FUL_OK;
+    for (uint32_t i = 0; i == 0 || (i < WARM_RUNS && cli_now_ns() < until && r == FUL_OK); i++)
+        r = run_once(b, f, t, i, &rate, &sum);
     sum = (spent){0};
     for (uint32_t i = 0; i < b->reps && r == FUL_OK && !cli_interrupted(); i++)
         r = run_once(b, f, t, i + 1, &t->tokens_per_s[i], &sum);
@@ -341,14 +345,6 @@ static int measure(bench_run *b, const char *path, size_t most, const char *form
     return code;
 }
 
-static ful_type parse_type(const char *text)
-{
-    return !text                       ? FUL_TYPE_DEFAULT
-           : strcmp(text, "f32") == 0  ? FUL_TYPE_F32
-           : strcmp(text, "bf16") == 0 ? FUL_TYPE_BF16
-                                       : FUL_TYPE_F16;
-}
-
 static int run(int argc, char **argv)
 {
     static bench_run b;
@@ -404,7 +400,7 @@ static int run(int argc, char **argv)
     if (!parse_list("prefill", p_text, &prefill) || !parse_list("decode", n_text, &decode) ||
         !parse_list("depth", d_text, &depths))
         return CLI_USAGE;
-    made.weight_type = parse_type(type);
+    made.weight_type = cli_type(type);
     made.seed = b.seed;
     if (!path)
         b.model.synthetic = &made;

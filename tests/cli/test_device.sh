@@ -301,6 +301,18 @@ run bench model --preset tiny --hidden 100
 expect_error "bench model of impossible dimensions" 1 hidden_size 100 "multiple of 8"
 run bench model --preset tiny -n 1,x
 expect_error "bench model with a list that is none" 2 "--decode" "1,x"
+run bench lengths --preset tiny --from 64 --to 256 --softmax 128 -r 2 --chunk 64 --svg "$scratch/plot.svg"
+expect_code "bench lengths" 0
+expect_text "bench lengths' table" "$out" "lightning" "softmax" "finite, same" "       256 "
+expect_text "bench lengths' plot" "$scratch/plot.svg" "<svg " "softmax attention" "tokens" "</svg>"
+last="bench lengths --svg"
+! grep -qiE 'nan|inf[^a-z]' "$scratch/plot.svg"
+report "bench lengths' plot has numbers" $?
+run bench lengths --preset tiny --from 64 --to 128 --softmax 0 -r 1 --json
+expect_code "bench lengths --json" 0
+expect_same "bench lengths --json" "$("$JSON_GET" chunk_tokens <"$out")" 128
+run bench lengths --preset tiny --from 9 --to 8
+expect_error "bench lengths of nothing" 2 "--from"
 run bench model
 expect_error "bench model of nothing" 2 "--preset"
 run bench nothing
