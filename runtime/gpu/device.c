@@ -271,7 +271,7 @@ void ful_device_close(ful_device **device)
     mutex_destroy(&d->alloc, &d->queue_lock);
     mutex_destroy(&d->alloc, &d->memory_lock);
     mutex_destroy(&d->alloc, &d->pipeline_lock);
-    mem_free(&d->alloc, d->cache_path);
+    mem_free(&d->alloc, d->cache_folder);
     ful_alloc alloc = d->alloc;
     mem_free(&alloc, d);
 }

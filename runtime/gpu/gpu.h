@@ -34,6 +34,15 @@ uint64_t device_window_bytes(const ful_device *device);
 /* Bytes that may still be allocated by the budget and memory_limit_bytes. */
 uint64_t device_free_bytes(const ful_device *device);
 
+/* Numbers that ops measured on this device and want to find again: loaded by ful_device_open from
+ * beside the pipeline cache, 0 where there are none. What they mean is the ops' business. They are
+ * written only while nothing else uses the device. */
+enum { DEVICE_CHOICES = 64 };
+uint32_t device_choice(const ful_device *device, uint32_t index);
+void device_choice_set(ful_device *device, uint32_t index, uint32_t word);
+/* Keeps them; does nothing if the device was opened without a cache. */
+ful_result device_choices_store(ful_device *device);
+
 /* ---- buffers ---- */
 typedef enum gpu_memory {
     GPU_MEMORY_DEVICE,  /* weights, activations, states: fastest for the device; mapped if that is

@@ -111,7 +111,8 @@ struct ful_device {
     uint32_t compiled; /* pipelines compiled since opening */
     VkPipelineCache cache;
     size_t cache_loaded_bytes;
-    char *cache_path; /* NULL: no folder */
+    char *cache_folder; /* NULL: none */
+    uint32_t choices[DEVICE_CHOICES];
     ful_cache_get_fn cache_get;
     ful_cache_set_fn cache_set;
     void *cache_ctx;

@@ -195,7 +195,7 @@ static void test_none(void **state)
 {
     (void)state;
     ful_device *d = gpu_test_open(instance, NULL); /* cache_dir "" */
-    assert_null(d->cache_path);
+    assert_null(d->cache_folder);
     use(d, 1);
     gpu_test_close(&d);
 }
