@@ -1,19 +1,14 @@
 // Matrix-vector products for few rows: out[r][n] = act(sum_k x[r][k] * w[n][k]).
 //
 // x f32 [rows][x_stride], or halves with a scale a row (X_HALF); w [row_count][cols] of one window;
-// out f32 [rows][out_stride]. LANES invocations share COLS weight rows and hold ROWS rows of x at a
-// time: every weight is loaded once for ROWS rows. A workgroup covers WG / LANES * COLS weight rows.
-// With LANES = 1 nothing is shared and no barrier is left, and every invocation reads the same x: what
-// drivers that run on the processor do best. Reduced over k: eight at a time, then in order; then over the
-// lanes in fixed order, through subgroup shuffles (SUBGROUP) or shared memory.
+// out f32 [rows][out_stride]. An invocation has COLS weight rows and holds ROWS rows of x at a time:
+// every weight is loaded once for ROWS rows. Nothing is shared, there is no barrier, and every
+// invocation reads the same x: what drivers that run on the processor do best (matvec_wide.comp is for
+// the others). Reduced over k: eight at a time, then in order.
 // ACT 0: none. 1: SiLU below column `split`, sigmoid from there on. 2: weight rows 2i, 2i+1 give
 // out[r][i] = SiLU(even) * odd.
 #version 450
 #extension GL_GOOGLE_include_directive : require
-#if defined(SUBGROUP)
-#extension GL_KHR_shader_subgroup_basic : require
-#extension GL_KHR_shader_subgroup_shuffle : require
-#endif
 #include "inc/dispatch.glsl"
 #include "inc/math.glsl"
 #include "inc/step.glsl"
@@ -21,12 +16,11 @@
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint WG = 128;
-layout(constant_id = 1) const uint LANES = 32; // power of two
-layout(constant_id = 2) const uint ROWS = 1;
-layout(constant_id = 3) const uint COLS = 2; // even where ACT is 2
-layout(constant_id = 4) const uint ACT = 0;
-layout(constant_id = 5) const uint X_HALF = 0;
-layout(constant_id = 6) const uint X_VEC = 1; // x_stride is a multiple of 4 (halves: 8)
+layout(constant_id = 1) const uint ROWS = 1;
+layout(constant_id = 2) const uint COLS = 2; // even where ACT is 2
+layout(constant_id = 3) const uint ACT = 0;
+layout(constant_id = 4) const uint X_HALF = 0;
+layout(constant_id = 5) const uint X_VEC = 1; // x_stride is a multiple of 4 (halves: 8)
 
 layout(push_constant) uniform push_block
 {
@@ -67,11 +61,6 @@ layout(set = 0, binding = 3) readonly buffer scale_block
 };
 
 const uint ACCS = ROWS * COLS;
-const uint LINES = WG / LANES; // groups of lanes
-
-#if !defined(SUBGROUP)
-shared float partial[LANES > 1u ? WG * ACCS : 1u];
-#endif
 
 // x[r][k .. k+3], k a multiple of 4.
 vec4 x_at(uint r, uint k)
@@ -109,14 +98,7 @@ float w_single(uint n, uint k)
 
 void main()
 {
-#if defined(SUBGROUP)
-    // Lanes that share a sum must be neighbours in one subgroup, however the driver numbers them.
-    uint t = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
-#else
-    uint t = gl_LocalInvocationID.x;
-#endif
-    uint lane = t % LANES;
-    uint line = t / LANES;
+    uint line = gl_LocalInvocationID.x;
     uint r0 = row_group() * ROWS;
     uint rows = p.row_count;
     if (p.fixed_rows == 0u)
@@ -124,11 +106,11 @@ void main()
     if (r0 >= rows)
         return; // the whole workgroup
 
-    // Weight row of accumulator c: neighbouring lines take neighbouring rows, pairs stay together.
-    uint n0 = line_group() * LINES * COLS;
+    // Weight row of accumulator c: neighbouring invocations take neighbouring rows, pairs stay together.
+    uint n0 = line_group() * WG * COLS;
     uint n[COLS];
     for (uint c = 0u; c < COLS; c++)
-        n[c] = ACT == 2u ? n0 + ((c / 2u) * LINES + line) * 2u + (c & 1u) : n0 + c * LINES + line;
+        n[c] = ACT == 2u ? n0 + ((c / 2u) * WG + line) * 2u + (c & 1u) : n0 + c * WG + line;
     uint base[COLS]; // clamped, so that every load stays inside
     for (uint c = 0u; c < COLS; c++)
         base[c] = min(n[c], p.w_rows - 1u) * p.w_stride;
@@ -140,7 +122,7 @@ void main()
     for (uint i = 0u; i < ACCS; i++)
         acc[i] = 0.0;
     uint chunks = p.cols / 8u;
-    for (uint k = lane; k < chunks; k += LANES) {
+    for (uint k = 0u; k < chunks; k++) {
         vec4 low[COLS];
         vec4 high[COLS];
         for (uint c = 0u; c < COLS; c++) {
@@ -160,39 +142,12 @@ void main()
                 acc[r * COLS + c] += dot(low[c], u) + dot(high[c], v);
         }
     }
-    if (lane == 0u) {
-        for (uint k = chunks * 8u; k < p.cols; k++) {
-            for (uint r = 0u; r < ROWS; r++) {
-                float x = x_single(row[r], k);
-                for (uint c = 0u; c < COLS; c++)
-                    acc[r * COLS + c] += x * w_single(min(n[c], p.w_rows - 1u), k);
-            }
+    for (uint k = chunks * 8u; k < p.cols; k++) {
+        for (uint r = 0u; r < ROWS; r++) {
+            float x = x_single(row[r], k);
+            for (uint c = 0u; c < COLS; c++)
+                acc[r * COLS + c] += x * w_single(min(n[c], p.w_rows - 1u), k);
         }
-    }
-
-    if (LANES > 1u) {
-#if defined(SUBGROUP)
-        for (uint offset = LANES / 2u; offset > 0u; offset /= 2u)
-            for (uint i = 0u; i < ACCS; i++)
-                acc[i] += subgroupShuffleXor(acc[i], offset);
-#else
-        // Each lane then adds up its share of the line's sums.
-        for (uint i = 0u; i < ACCS; i++)
-            partial[i * WG + t] = acc[i];
-        barrier();
-        for (uint i = lane; i < ACCS; i += LANES) {
-            float sum = 0.0;
-            for (uint l = 0u; l < LANES; l++)
-                sum += partial[i * WG + line * LANES + l];
-            partial[i * WG + line * LANES] = sum;
-        }
-        barrier();
-        if (lane == 0u)
-            for (uint i = 0u; i < ACCS; i++)
-                acc[i] = partial[i * WG + t];
-#endif
-        if (lane != 0u)
-            return;
     }
 
     for (uint r = 0u; r < ROWS; r++) {

@@ -1,5 +1,5 @@
-// Expert matrices times few rows: each group of LANES invocations holds two adjacent rows of one
-// expert's matrix against at most R activation rows routed to it, so the weights are read once.
+// Expert matrices times few rows: each invocation holds two adjacent rows of one expert's matrix against
+// at most R activation rows routed to it, so the weights are read once.
 //
 //   MODE 0  h[i]   = SiLU(w13[2i] . x) * (w13[2i+1] . x)        x of the pair's row
 //   MODE 1  d[p][n] = w2[n] . h                                 one output row a pair
@@ -11,8 +11,8 @@
 //   SOURCE 0  x = a pair p. The first pair of each expert collects the later ones of its expert; the
 //             others leave. Hidden rows lie at their pair's index. (MODE 2: x = a row.)
 //   SOURCE 1  x = a tile of moe_sort. Hidden rows lie at their sorted index.
-// LANES = 1 uses neither shared memory nor barriers and is meant for CPU devices, which load x as a
-// scalar then. Sums are f32 in a fixed order.
+// There is neither shared memory nor a barrier: this is for CPU devices, which load x as a scalar then
+// (moe_matvec_wide.comp is for the others). Sums are f32 in a fixed order.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
@@ -23,11 +23,10 @@
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint WG = 128;
-layout(constant_id = 1) const uint LANES = 1;
-layout(constant_id = 2) const uint R = 1;
-layout(constant_id = 3) const uint MODE = 0;
-layout(constant_id = 4) const uint SOURCE = 0;
-layout(constant_id = 5) const uint VEC4 = 0; // x_stride is a multiple of 4: f32 x is read by fours
+layout(constant_id = 1) const uint R = 1;
+layout(constant_id = 2) const uint MODE = 0;
+layout(constant_id = 3) const uint SOURCE = 0;
+layout(constant_id = 4) const uint VEC4 = 0; // x_stride is a multiple of 4: f32 x is read by fours
 
 #ifdef X_HALF
 layout(std430, binding = 0) readonly buffer X { uint x[]; };
@@ -56,11 +55,6 @@ layout(push_constant) uniform Push {
     uint rows; // of one expert
 } push;
 
-#ifdef WIDE
-shared float partial[2 * R * WG];
-#endif
-
-uint lane_index;
 uint x_at[R];
 float sum0[R];
 float sum1[R];
@@ -86,11 +80,11 @@ void unpack(uvec4 words, out float values[8])
 #endif
 }
 
-// Adds the products of the two weight rows with the activation rows at x_at, this lane's share.
+// Adds the products of the two weight rows with the activation rows at x_at.
 void accumulate(uint row_a, uint row_b)
 {
     uint whole = push.cols / WEIGHTS_PER_UVEC4;
-    for (uint c = lane_index; c < whole; c += LANES) {
+    for (uint c = 0u; c < whole; c++) {
         float a[8], b[8];
         unpack(w[row_a + c], a);
         unpack(w[row_b + c], b);
@@ -118,7 +112,7 @@ void accumulate(uint row_a, uint row_b)
         }
     }
     uint rest = push.cols - whole * WEIGHTS_PER_UVEC4;
-    if (rest > 0u && lane_index == whole % LANES) {
+    if (rest > 0u) {
         float a[8], b[8];
         unpack(w[row_a + whole], a);
         unpack(w[row_b + whole], b);
@@ -143,30 +137,6 @@ void clear()
     }
 }
 
-// Sums over the lanes of a group; the first lane gets the result.
-void reduce()
-{
-#ifdef WIDE
-    uint me = gl_LocalInvocationID.x;
-    [[unroll]] for (uint j = 0u; j < R; j++) {
-        partial[(2u * j) * WG + me] = sum0[j];
-        partial[(2u * j + 1u) * WG + me] = sum1[j];
-    }
-    barrier();
-    for (uint half_width = LANES / 2u; half_width > 0u; half_width /= 2u) {
-        if (lane_index < half_width) {
-            [[unroll]] for (uint j = 0u; j < 2u * R; j++)
-                partial[j * WG + me] += partial[j * WG + me + half_width];
-        }
-        barrier();
-    }
-    [[unroll]] for (uint j = 0u; j < R; j++) {
-        sum0[j] = partial[(2u * j) * WG + me];
-        sum1[j] = partial[(2u * j + 1u) * WG + me];
-    }
-#endif
-}
-
 bool in_window(uint expert)
 {
     return expert >= push.window_expert && expert - push.window_expert < push.window_experts;
@@ -174,11 +144,9 @@ bool in_window(uint expert)
 
 void main()
 {
-    lane_index = gl_LocalInvocationID.x % LANES;
-    uint couple = gl_WorkGroupID.y * (WG / LANES) + gl_LocalInvocationID.x / LANES;
+    uint couple = gl_WorkGroupID.y * WG + gl_LocalInvocationID.x;
     uint row_a = couple * 2u; // of the window
     bool have_a = row_a < push.window_rows, have_b = row_a + 1u < push.window_rows;
-    bool first_lane = lane_index == 0u;
     // Rows that are not there read the last one; nothing of it is stored.
     row_a = min(row_a, push.window_rows - 1u);
     uint row_b = min(row_a + 1u, push.window_rows - 1u);
@@ -205,11 +173,10 @@ void main()
         }
         sum0[0] = z0;
         sum1[0] = z1;
-        reduce();
         uint at = item * push.out_stride + push.window_row + row_a;
-        if (first_lane && have_a)
+        if (have_a)
             outputs[at] = sum0[0];
-        if (first_lane && have_b)
+        if (have_b)
             outputs[at + 1u] = sum1[0];
         return;
     }
@@ -259,7 +226,6 @@ void main()
     uint base = (expert - push.window_expert) * push.window_rows;
     clear();
     accumulate((base + row_a) * push.row_uvec4, (base + row_b) * push.row_uvec4);
-    reduce();
     [[unroll]] for (uint j = 0u; j < R; j++) {
         float a = sum0[j], b = sum1[j];
 #ifdef X_HALF
@@ -268,12 +234,12 @@ void main()
 #endif
         uint at = out_row[j] * push.out_stride;
         if (MODE == 0u) {
-            if (first_lane && have_a && j < count)
+            if (have_a && j < count)
                 outputs[at + (push.window_row + row_a) / 2u] = silu(a) * b;
         } else {
-            if (first_lane && have_a && j < count)
+            if (have_a && j < count)
                 outputs[at + push.window_row + row_a] = a;
-            if (first_lane && have_b && j < count)
+            if (have_b && j < count)
                 outputs[at + push.window_row + row_a + 1u] = b;
         }
     }

@@ -1,12 +1,14 @@
-/* Products with weight matrices: matrix-vector kernels for few rows and for CPU devices, else
- * tiles. */
+/* Products with weight matrices: matrix-vector kernels (matvec.c) for few rows and for CPU devices,
+ * else tiles. */
 #include <assert.h>
 #include <stdio.h>
 
+#include "ops/matvec.h"
 #include "ops/tiles.h"
 
 enum {
-    FEW_ROWS = 8, /* up to here matrix-vector kernels read each weight once for all rows */
+    FEW_ROWS =
+        MATVEC_ROWS, /* up to here matrix-vector kernels read each weight once for all rows */
     TILE_WG = 128
 };
 
@@ -18,7 +20,7 @@ typedef struct matmul_push {
     uint32_t w_rows, w_row0, w_stride;
     uint32_t split;
 } matmul_push;
-static_assert(sizeof(matmul_push) == 40, "as in matvec.comp and matmul.comp");
+static_assert(sizeof(matmul_push) == 40, "as in matmul.comp");
 
 /* A kernel and how much one of its groups covers. */
 typedef struct matmul_plan {
@@ -27,48 +29,6 @@ typedef struct matmul_plan {
     uint32_t group_rows;    /* rows of x */
     uint32_t group_weights; /* weight rows */
 } matmul_plan;
-
-static uint32_t lanes_of_subgroup(const ful_caps *caps, uint32_t wg)
-{
-    uint32_t lanes = caps->subgroup_min;
-    if ((caps->features & FUL_FEATURE_SUBGROUP) == 0 || lanes < 4 || caps->subgroup_max > wg ||
-        wg % caps->subgroup_max != 0)
-        return 0;
-    return lanes < 32 ? lanes : 32;
-}
-
-static void plan_matvec(const op_context *ctx, const op_matmul_args *args, matmul_plan *plan)
-{
-    const ful_caps *caps = device_caps(ctx->device);
-    bool wide = op_wide(ctx);
-    uint32_t wg, lanes, rows, cols;
-    const char *base = "matvec";
-    if (wide) {
-        wg = 128;
-        rows = args->rows <= 1 ? 1 : args->rows <= 2 ? 2 : args->rows <= 4 ? 4 : 8;
-        cols = 2;
-        lanes = lanes_of_subgroup(caps, wg);
-        if (lanes != 0)
-            base = "matvec_subgroup";
-        else
-            lanes = 32;
-    } else {
-        /* One lane a weight row: x is read alike by all lanes, weights once for all its rows. */
-        wg = 8;
-        lanes = 1;
-        rows = args->rows <= 1 ? 1 : args->rows <= 2 ? 2 : args->rows <= 4 ? 4 : 8;
-        cols = rows <= 4 ? 4 : 2;
-    }
-    bool vec = args->x.stride % (args->x.half ? 8 : 4) == 0;
-    plan->module = op_module_name(base, args->w->type);
-    plan->group_rows = rows;
-    plan->group_weights = wg / lanes * cols;
-    plan->desc = (gpu_pipeline_desc){.buffer_count = 4,
-                                     .uniform = true,
-                                     .push_bytes = sizeof(matmul_push),
-                                     .spec_count = 7,
-                                     .spec = {wg, lanes, rows, cols, args->act, args->x.half, vec}};
-}
 
 static void plan_tiles(const op_context *ctx, const op_matmul_args *args, matmul_plan *plan)
 {
@@ -129,12 +89,11 @@ ful_result op_matmul(const op_context *ctx, const op_matmul_args *args)
         return fail(FUL_ERR_UNSUPPORTED, "matmul: no kernel here gives %u x %u in blocks of %u",
                     (unsigned)args->rows, (unsigned)w->rows, (unsigned)blocks->block);
 
+    if (args->norm != NULL || !op_wide(ctx) || args->rows <= FEW_ROWS ||
+        (x->half && !op_half_usable(ctx->device)))
+        return matvec_matmul(ctx, args);
     matmul_plan plan;
-    bool tiles = op_wide(ctx) && args->rows > FEW_ROWS && (!x->half || op_half_usable(ctx->device));
-    if (tiles)
-        plan_tiles(ctx, args, &plan);
-    else
-        plan_matvec(ctx, args, &plan);
+    plan_tiles(ctx, args, &plan);
     plan.desc.module = plan.module.name;
     gpu_pipeline *pipeline;
     TRY(gpu_pipeline_get(ctx->device, &plan.desc, &pipeline));
@@ -172,7 +131,7 @@ ful_result op_matmul(const op_context *ctx, const op_matmul_args *args)
                              (double)window->row_count * (double)w->row_bytes +
                              (double)rows * (double)(x_row_bytes + 4 * (uint64_t)window->row_count),
                          .flops = 2.0 * rows * window->row_count * w->cols},
-                .label = tiles ? "matmul" : "matvec",
+                .label = "matmul",
                 .layer = ctx->layer};
             TRY(op_groups(ctx->device, "matmul", div_up_u32(window->row_count, plan.group_weights),
                           div_up_u32(rows, plan.group_rows), d.groups));

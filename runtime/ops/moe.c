@@ -5,6 +5,7 @@
  * device. Steps whose buffers would exceed a binding are treated in parts of rows. */
 #include <assert.h>
 
+#include "ops/matvec.h"
 #include "ops/tiles.h"
 
 enum {
@@ -311,27 +312,48 @@ static uint32_t type_index(ful_type type)
 enum matvec_mode { MODE_UP = 0, MODE_DOWN = 1, MODE_DOWN_COMBINE = 2 };
 enum matvec_source { SOURCE_ROUTES = 0, SOURCE_TILES = 1 };
 
-static ful_result matvec_pipeline(const moe_part *m, ful_type type, bool half, uint32_t rows,
+static ful_result narrow_pipeline(const moe_part *m, ful_type type, bool half, uint32_t rows,
                                   enum matvec_mode mode, enum matvec_source source,
                                   group_call *call)
 {
-    static const char *const names[2][2][3] = {
-        {{"moe_matvec_narrow_f32", "moe_matvec_narrow_f16", "moe_matvec_narrow_bf16"},
-         {"moe_matvec_narrow_half_f32", "moe_matvec_narrow_half_f16",
-          "moe_matvec_narrow_half_bf16"}},
-        {{"moe_matvec_wide_f32", "moe_matvec_wide_f16", "moe_matvec_wide_bf16"},
-         {"moe_matvec_wide_half_f32", "moe_matvec_wide_half_f16", "moe_matvec_wide_half_bf16"}}};
-    bool wide = m->plan->wide;
-    uint32_t wg = wide ? 128 : 32, lanes = wide ? 32 : 1;
-    gpu_pipeline_desc desc = {
-        .module = names[wide][half][type_index(type)],
-        .buffer_count = half ? 5 : 4,
-        .uniform = true,
-        .push_bytes = sizeof(group_push),
-        .spec_count = 6,
-        .spec = {wg, lanes, rows, mode, source, !half && call->x_stride % 4 == 0}};
+    enum { WG = 32 };
+    op_module module = op_module_name(half ? "moe_matvec_narrow_half" : "moe_matvec_narrow", type);
+    gpu_pipeline_desc desc = {.module = module.name,
+                              .buffer_count = half ? 5 : 4,
+                              .uniform = true,
+                              .push_bytes = sizeof(group_push),
+                              .spec_count = 5,
+                              .spec = {WG, rows, mode, source, !half && call->x_stride % 4 == 0}};
     call->buffer_count = desc.buffer_count;
-    call->rows_per_group = 2 * (wg / lanes);
+    call->rows_per_group = 2 * WG;
+    return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);
+}
+
+static ful_result matvec_pipeline(const moe_part *m, const gpu_tensor *w, bool half, uint32_t held,
+                                  enum matvec_mode mode, group_call *call)
+{
+    if (!m->plan->wide)
+        return narrow_pipeline(m, w->type, half, held, mode, SOURCE_ROUTES, call);
+    static const char *const names[2][2] = {{"moe_matvec_wide", "moe_matvec_wide_half"},
+                                            {"moe_matvec_subgroup", "moe_matvec_subgroup_half"}};
+    uint32_t top_k = m->args->top_k;
+    /* All chosen experts are read at once. */
+    uint32_t lines = mode == MODE_DOWN_COMBINE ? 1 : top_k;
+    matvec_spread s =
+        matvec_spread_choose(m->ctx, w->type, lines * w->rows, w->cols, held, mode == MODE_UP, 0);
+    uint32_t split = 1;
+    if (mode == MODE_DOWN_COMBINE && s.wg % (s.lanes * top_k) == 0)
+        split = top_k;
+    op_module module = op_module_name(names[s.subgroup][half], w->type);
+    gpu_pipeline_desc desc = {.module = module.name,
+                              .buffer_count = half ? 5 : 4,
+                              .uniform = true,
+                              .push_bytes = sizeof(group_push),
+                              .spec_count = 9,
+                              .spec = {s.wg, s.lanes * split, s.group, held, s.cols, s.unroll, mode,
+                                       split, call->x_stride % (half ? 8 : 4) == 0}};
+    call->buffer_count = desc.buffer_count;
+    call->rows_per_group = s.wg / (s.lanes * split) * s.cols;
     return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);
 }
 
@@ -398,7 +420,7 @@ static ful_result record_few(const moe_part *m)
                      .out_stride = m->plan->hidden_stride,
                      .items = pairs,
                      .label = "moe up"};
-    TRY(matvec_pipeline(m, a->w13->type, a->x.half, held, MODE_UP, SOURCE_ROUTES, &up));
+    TRY(matvec_pipeline(m, a->w13, a->x.half, held, MODE_UP, &up));
     TRY(record_windows(m, &up));
 
     bool fused = m->rows <= FUSED_ROWS && a->w2->window_count == 1;
@@ -410,8 +432,8 @@ static ful_result record_few(const moe_part *m)
                        .out_stride = a->w2->rows,
                        .items = fused ? m->rows : pairs,
                        .label = "moe down"};
-    TRY(matvec_pipeline(m, a->w2->type, false, fused ? 1 : held,
-                        fused ? MODE_DOWN_COMBINE : MODE_DOWN, SOURCE_ROUTES, &down));
+    TRY(matvec_pipeline(m, a->w2, false, fused ? 1 : held, fused ? MODE_DOWN_COMBINE : MODE_DOWN,
+                        &down));
     TRY(record_windows(m, &down));
     return fused ? FUL_OK : record_combine(m, false);
 }
@@ -522,8 +544,8 @@ static ful_result record_many(const moe_part *m)
         TRY(matmul_pipeline(m, a->w13, MODE_UP, &up));
         TRY(matmul_pipeline(m, a->w2, MODE_DOWN, &down));
     } else {
-        TRY(matvec_pipeline(m, a->w13->type, a->x.half, p->tile_rows, MODE_UP, SOURCE_TILES, &up));
-        TRY(matvec_pipeline(m, a->w2->type, false, p->tile_rows, MODE_DOWN, SOURCE_TILES, &down));
+        TRY(narrow_pipeline(m, a->w13->type, a->x.half, p->tile_rows, MODE_UP, SOURCE_TILES, &up));
+        TRY(narrow_pipeline(m, a->w2->type, false, p->tile_rows, MODE_DOWN, SOURCE_TILES, &down));
     }
     TRY(record_sort(m, up.rows_per_group, down.rows_per_group));
     TRY(record_windows(m, &up));

@@ -134,6 +134,18 @@ typedef enum op_act {
     OP_ACT_SWIGLU = 2 /* rows 2i (W1) and 2i+1 (W3) of w: out[r][i] = SiLU(even) * odd; half as
                        * many columns come out */
 } op_act;
+/* A norm on the way into a product, which then reads y instead of x:
+ *     v = alpha*x + beta*b;  y = v / sqrt(mean(v^2) + eps) * weight
+ * and gated: v = x;          y = gate * (the same) */
+typedef struct op_fused_norm {
+    gpu_range b; /* second summand, [rows][dim] f32, or empty; gated: the gate, [rows][gate_stride]
+                    f32, already through its sigmoid */
+    bool gated;
+    uint32_t gate_stride, gate_offset;
+    float alpha, beta, eps;
+    gpu_range weight; /* [dim] f32 */
+    gpu_range out;    /* y, [rows][dim] f32; empty: not wanted */
+} op_fused_norm;
 typedef struct op_matmul_args {
     op_activation x;     /* dim = w->cols */
     const gpu_tensor *w; /* dense */
@@ -145,12 +157,17 @@ typedef struct op_matmul_args {
     uint32_t split;
     uint32_t rows;
     bool fixed;
+    const op_fused_norm *norm; /* NULL: none. Else x is f32, its stride its dim, and
+                                  op_matmul_norm_usable */
 } op_matmul_args;
 /* Few rows (and CPU devices): matrix-vector kernels; else tiles. */
 ful_result op_matmul(const op_context *ctx, const op_matmul_args *args);
 /* True if op_matmul can write op_blocks of this size with these weights here. */
 bool op_matmul_blocks_usable(const op_context *ctx, const gpu_tensor *w, uint32_t rows,
                              uint32_t block);
+/* True if op_matmul takes a norm for that many rows of x here (gate_stride 0: no gate). */
+bool op_matmul_norm_usable(const op_context *ctx, uint32_t rows, uint32_t cols,
+                           uint32_t gate_stride);
 
 /* ---- moe.c ---- */
 /* Softmax over all experts, top_k, renormalised. Ties go to the lowest index. */

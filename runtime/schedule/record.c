@@ -55,7 +55,20 @@ static ful_result record_matmul(const recorder *r, const op_context *ctx, const 
                            .act = s->act,
                            .split = s->split,
                            .rows = s->one_row ? 1 : r->list->rows,
-                           .fixed = s->one_row};
+                           .fixed = s->one_row || r->list->rows == 1};
+    op_fused_norm norm;
+    if (s->norm) {
+        norm = (op_fused_norm){.b = slot_range(r, s->in2.data),
+                               .gated = s->gated,
+                               .gate_stride = s->gated ? s->in2.dim : 0,
+                               .gate_offset = s->gated ? s->in2.dim - s->in.dim : 0,
+                               .alpha = s->alpha,
+                               .beta = s->beta,
+                               .eps = s->eps,
+                               .weight = gpu_whole(s->vector),
+                               .out = slot_range(r, s->normed.data)};
+        args.norm = &norm;
+    }
     if (s->to_logits)
         args.out = gpu_part(gpu_whole(&r->io->logits), 0, (uint64_t)args.rows * columns * 4);
     return op_matmul(ctx, &args);

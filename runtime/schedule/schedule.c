@@ -37,7 +37,8 @@ static step_source source_of_model(const ful_model *model, uint32_t kv_tokens)
                          .config = &model->config,
                          .model = model,
                          .half = model_half(model),
-                         .kv_tokens = kv_tokens};
+                         .kv_tokens = kv_tokens,
+                         .fused = true};
 }
 
 /* The bucket's prefill steps with logits of all rows hold every slot that any other kind has. */
@@ -46,9 +47,11 @@ static ful_result measure(const step_source *source, uint32_t rows, uint64_t *ar
 {
     static const schedule_kind kinds[] = {SCHEDULE_PREFILL, SCHEDULE_PREFILL_ALL};
     *arena = *largest = 0;
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < 4; i++) {
         step_list list;
-        TRY(steps_build(source, kinds[i], rows, true, &list));
+        step_source one = *source;
+        one.fused = i >= 2;
+        TRY(steps_build(&one, kinds[i % 2], rows, true, &list));
         if (list.arena_bytes > *arena)
             *arena = list.arena_bytes;
         if (list.largest_bytes > *largest)
@@ -194,6 +197,7 @@ ful_result schedule_run_tapped(const ful_model *model, schedule_kind kind, uint3
                                const schedule_tap *tap)
 {
     step_source source = source_of_model(model, state_capacity(model, state));
+    source.fused = false;
     step_list list;
     TRY(steps_build(&source, kind, rows, false, &list));
     recorder rec = {&list, model, io, state};

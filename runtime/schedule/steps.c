@@ -67,6 +67,8 @@ static void add(builder *b, step s)
     touch_value(l, s.in, at);
     touch_value(l, s.in2, at);
     touch_value(l, s.out, at);
+    if (s.norm)
+        touch_value(l, s.normed, at);
     touch(l, s.scratch, at);
 }
 
@@ -140,13 +142,76 @@ static value add_matmul(builder *b, const char *name, int32_t layer, value in, c
     return out;
 }
 
-/* Lightning attention up to (not including) its output projection. */
-static value add_lightning(builder *b, uint32_t i, value n, const model_layer *layer)
+/* Can a norm over that many columns be part of the product behind it? */
+static bool norm_fused(const builder *b, uint32_t columns, uint32_t gate_stride)
+{
+    return b->source->fused && b->list->rows == 1 &&
+           op_matmul_norm_usable(&b->ctx, b->list->rows, columns, gate_stride);
+}
+
+/* A product and what is known of it before its input. */
+typedef struct product {
+    const char *name;
+    int32_t layer;
+    const gpu_tensor *w;
+    uint32_t dim;
+    op_act act;
+    uint32_t split;
+} product;
+
+/* The norm of a residual and the product behind it in one step. `normed` receives the normalised
+ * row; logits go to the session's buffer. */
+static value add_norm_matmul(builder *b, const residual *r, const gpu_buffer *weight, double eps,
+                             const product *p, bool to_logits, value *normed)
+{
+    value out = to_logits ? (value){NO_SLOT, NO_SLOT, NO_SLOT, p->dim}
+                          : new_value(b, b->list->rows, p->dim);
+    *normed = to_logits ? nothing : new_value(b, b->list->rows, r->a.dim);
+    add(b, (step){.kind = STEP_MATMUL,
+                  .name = p->name,
+                  .layer = p->layer,
+                  .in = r->a,
+                  .in2 = r->b,
+                  .out = out,
+                  .normed = *normed,
+                  .scratch = NO_SLOT,
+                  .alpha = (float)r->alpha,
+                  .beta = (float)r->beta,
+                  .eps = (float)eps,
+                  .vector = weight,
+                  .weights = p->w,
+                  .act = p->act,
+                  .split = p->split,
+                  .norm = true,
+                  .one_row = to_logits,
+                  .to_logits = to_logits});
+    return out;
+}
+
+/* norm1 and the projection of q, k, v behind it. */
+static value add_qkv(builder *b, const residual *r, const model_layer *layer, const product *p,
+                     value *n)
+{
+    const model_config *c = b->source->config;
+    const gpu_buffer *weight = layer ? &layer->input_norm : NULL;
+    if (norm_fused(b, c->hidden_size, 0))
+        return add_norm_matmul(b, r, weight, c->norm_eps, p, false, n);
+    *n = add_norm(b, "norm1", p->layer, r, weight, c->norm_eps, wants_half(b, p->w), false);
+    return add_matmul(b, p->name, p->layer, *n, p->w, p->dim, p->act, p->split);
+}
+
+/* The projection behind a mixer. */
+static value add_out(builder *b, uint32_t i, value h, const model_layer *layer)
+{
+    return add_matmul(b, "attn", (int32_t)i, h, layer ? &layer->out : NULL,
+                      b->source->config->hidden_size, OP_ACT_NONE, 0);
+}
+
+/* Lightning attention, with its output projection unless nothing behind it is wanted. */
+static value add_lightning(builder *b, uint32_t i, value p, const model_layer *layer, bool last)
 {
     const model_config *c = b->source->config;
     uint32_t inner = c->head_count * c->head_dim, rows = b->list->rows;
-    value p = add_matmul(b, "qkv", (int32_t)i, n, layer ? &layer->qkv : NULL, 4 * inner,
-                         OP_ACT_SILU_SIGMOID, 3 * inner);
     value o = new_value(b, rows, inner);
     uint64_t scratch =
         rows == 1 ? 0 : op_lightning_scratch_bytes(&b->ctx, rows, c->head_count, c->head_dim);
@@ -158,6 +223,26 @@ static value add_lightning(builder *b, uint32_t i, value n, const model_layer *l
                   .out = o,
                   .scratch = new_slot(b, scratch),
                   .vector = layer ? &layer->decay : NULL});
+    if (last)
+        return nothing;
+    const gpu_buffer *weight = layer ? &layer->lightning_norm : NULL;
+    if (norm_fused(b, inner, p.dim)) {
+        value y = new_value(b, rows, c->hidden_size);
+        add(b, (step){.kind = STEP_MATMUL,
+                      .name = "attn",
+                      .layer = (int32_t)i,
+                      .in = o,
+                      .in2 = p,
+                      .out = y,
+                      .normed = nothing,
+                      .scratch = NO_SLOT,
+                      .eps = (float)c->lightning_norm_eps,
+                      .vector = weight,
+                      .weights = layer ? &layer->out : NULL,
+                      .norm = true,
+                      .gated = true});
+        return y;
+    }
     value h = {NO_SLOT, NO_SLOT, NO_SLOT, inner};
     if (wants_half(b, layer ? &layer->out : NULL))
         add_half(b, &h, rows);
@@ -171,17 +256,14 @@ static value add_lightning(builder *b, uint32_t i, value n, const model_layer *l
                   .out = h,
                   .scratch = NO_SLOT,
                   .eps = (float)c->lightning_norm_eps,
-                  .vector = layer ? &layer->lightning_norm : NULL});
-    return h;
+                  .vector = weight});
+    return add_out(b, i, h, layer);
 }
 
-static value add_attention(builder *b, uint32_t i, value n, const model_layer *layer)
+static value add_attention(builder *b, uint32_t i, value p, const model_layer *layer, bool last)
 {
     const model_config *c = b->source->config;
-    uint32_t inner = c->head_count * c->head_dim, kv = c->kv_head_count * c->head_dim,
-             rows = b->list->rows;
-    value p = add_matmul(b, "qkv", (int32_t)i, n, layer ? &layer->qkv : NULL, inner + 2 * kv,
-                         OP_ACT_NONE, 0);
+    uint32_t inner = c->head_count * c->head_dim, rows = b->list->rows;
     value o = new_value(b, rows, inner);
     op_kv shape = {.type = b->list->half ? FUL_TYPE_F16 : FUL_TYPE_F32,
                    .kv_heads = c->kv_head_count,
@@ -197,8 +279,10 @@ static value add_attention(builder *b, uint32_t i, value n, const model_layer *l
                   .in2 = nothing,
                   .out = o,
                   .scratch = new_slot(b, scratch)});
+    if (last)
+        return nothing;
     if (!wants_half(b, layer ? &layer->out : NULL))
-        return o;
+        return add_out(b, i, o, layer);
     value h = {NO_SLOT, NO_SLOT, NO_SLOT, inner};
     add_half(b, &h, rows);
     add(b, (step){.kind = STEP_PACK,
@@ -208,7 +292,32 @@ static value add_attention(builder *b, uint32_t i, value n, const model_layer *l
                   .in2 = nothing,
                   .out = h,
                   .scratch = NO_SLOT});
-    return h;
+    return add_out(b, i, h, layer);
+}
+
+/* norm2 and the router behind it. */
+static value add_router(builder *b, uint32_t i, const residual *r, const model_layer *layer,
+                        bool half, value *m)
+{
+    const model_config *c = b->source->config;
+    product router = {.name = "router",
+                      .layer = (int32_t)i,
+                      .w = layer ? &layer->router : NULL,
+                      .dim = c->expert_count};
+    const gpu_buffer *weight = layer ? &layer->post_norm : NULL;
+    if (norm_fused(b, c->hidden_size, 0))
+        return add_norm_matmul(b, r, weight, c->norm_eps, &router, false, m);
+    *m = add_norm(b, "norm2", (int32_t)i, r, weight, c->norm_eps, half, false);
+    value logits = new_value(b, b->list->rows, c->expert_count);
+    add(b, (step){.kind = STEP_MATMUL,
+                  .name = router.name,
+                  .layer = (int32_t)i,
+                  .in = {m->data, NO_SLOT, NO_SLOT, m->dim},
+                  .in2 = nothing,
+                  .out = logits,
+                  .scratch = NO_SLOT,
+                  .weights = router.w});
+    return logits;
 }
 
 static void add_layer(builder *b, uint32_t i, residual *r)
@@ -218,30 +327,28 @@ static void add_layer(builder *b, uint32_t i, residual *r)
     bool lightning = c->layers[i] == LAYER_LIGHTNING;
     uint32_t rows = b->list->rows;
 
-    value n = add_norm(b, "norm1", (int32_t)i, r, layer ? &layer->input_norm : NULL, c->norm_eps,
-                       wants_half(b, layer ? &layer->qkv : NULL), false);
-    value h = lightning ? add_lightning(b, i, n, layer) : add_attention(b, i, n, layer);
-    if (b->list->kind == SCHEDULE_PREFILL_NONE && i + 1 == c->block_count)
-        return; /* states and keys are all that later tokens see of these */
-    value y = add_matmul(b, "attn", (int32_t)i, h, layer ? &layer->out : NULL, c->hidden_size,
-                         OP_ACT_NONE, 0);
+    uint32_t inner = c->head_count * c->head_dim, kv = c->kv_head_count * c->head_dim;
+    product qkv = {.name = "qkv",
+                   .layer = (int32_t)i,
+                   .w = layer ? &layer->qkv : NULL,
+                   .dim = lightning ? 4 * inner : inner + 2 * kv,
+                   .act = lightning ? OP_ACT_SILU_SIGMOID : OP_ACT_NONE,
+                   .split = lightning ? 3 * inner : 0};
+    value n;
+    value p = add_qkv(b, r, layer, &qkv, &n);
+    /* States and keys are all that later tokens see of these. */
+    bool last = b->list->kind == SCHEDULE_PREFILL_NONE && i + 1 == c->block_count;
+    value y = lightning ? add_lightning(b, i, p, layer, last) : add_attention(b, i, p, layer, last);
+    if (last)
+        return;
     residual after = {n, y, lightning ? c->alpha_lightning : c->alpha_softmax,
                       lightning ? c->beta_lightning : c->beta_softmax};
 
     bool half = wants_half(b, layer ? &layer->w13 : NULL);
-    value m = add_norm(b, "norm2", (int32_t)i, &after, layer ? &layer->post_norm : NULL,
-                       c->norm_eps, half, false);
-    value m32 = {m.data, NO_SLOT, NO_SLOT, m.dim};
+    value m;
     /* The router always reads f32: a flipped expert costs more than any rounding. */
-    value logits = new_value(b, rows, c->expert_count);
-    add(b, (step){.kind = STEP_MATMUL,
-                  .name = "router",
-                  .layer = (int32_t)i,
-                  .in = m32,
-                  .in2 = nothing,
-                  .out = logits,
-                  .scratch = NO_SLOT,
-                  .weights = layer ? &layer->router : NULL});
+    value logits = add_router(b, i, &after, layer, half, &m);
+    value m32 = {m.data, NO_SLOT, NO_SLOT, m.dim};
     value routes = new_value(b, rows, 2 * c->top_k);
     add(b, (step){.kind = STEP_ROUTE,
                   .name = "routes",
@@ -275,20 +382,26 @@ static void add_head(builder *b, const residual *r, bool sample)
     bool last = b->list->kind != SCHEDULE_PREFILL_ALL;
     const gpu_tensor *head = model ? model_head(model) : NULL;
     bool half = !last && wants_half(b, head);
-    value f =
-        add_norm(b, "final", -1, r, model ? &model->final_norm : NULL, c->norm_eps, half, last);
-    if (half)
-        f.data = NO_SLOT;
-    add(b, (step){.kind = STEP_MATMUL,
-                  .name = "logits",
-                  .layer = -1,
-                  .in = f,
-                  .in2 = nothing,
-                  .out = {NO_SLOT, NO_SLOT, NO_SLOT, c->vocab_size},
-                  .scratch = NO_SLOT,
-                  .weights = head,
-                  .one_row = last,
-                  .to_logits = true});
+    const gpu_buffer *weight = model ? &model->final_norm : NULL;
+    if (norm_fused(b, c->hidden_size, 0)) {
+        product logits = {.name = "logits", .layer = -1, .w = head, .dim = c->vocab_size};
+        value normed;
+        add_norm_matmul(b, r, weight, c->norm_eps, &logits, true, &normed);
+    } else {
+        value f = add_norm(b, "final", -1, r, weight, c->norm_eps, half, last);
+        if (half)
+            f.data = NO_SLOT;
+        add(b, (step){.kind = STEP_MATMUL,
+                      .name = "logits",
+                      .layer = -1,
+                      .in = f,
+                      .in2 = nothing,
+                      .out = {NO_SLOT, NO_SLOT, NO_SLOT, c->vocab_size},
+                      .scratch = NO_SLOT,
+                      .weights = head,
+                      .one_row = last,
+                      .to_logits = true});
+    }
     step end = {.kind = sample ? STEP_SAMPLE : STEP_COPY,
                 .name = sample ? "sample" : "copy",
                 .layer = -1,

@@ -34,14 +34,17 @@ typedef struct step {
     value in;  /* what the op reads: x, qkv, o ... */
     value in2; /* second operand of norms (b), gate, routes of the MoE */
     value out;
+    value normed; /* matmul with a norm: the normalised row, where later steps need it */
     int32_t scratch;
     float alpha, beta, eps;
     const gpu_buffer *vector; /* norm weights, decay */
     const gpu_tensor *weights, *weights2;
     op_act act;
     uint32_t split;
-    bool one_row;   /* works on the single row that a last_row norm left */
-    bool last_row;  /* is that norm */
+    bool norm;     /* matmul: in and in2 pass through a norm (vector, alpha, beta, eps) first ... */
+    bool gated;    /* ... of this kind; in2 is the gate then */
+    bool one_row;  /* works on the single row that a last_row norm left */
+    bool last_row; /* is that norm */
     bool to_logits; /* out is io->logits */
 } step;
 
@@ -72,6 +75,7 @@ typedef struct step_source {
     bool half;
     ful_type weight_type; /* of all matrices, where model is NULL */
     uint32_t kv_tokens;
+    bool fused; /* norms may be part of the products behind them; not where a tap looks at each */
 } step_source;
 
 ful_result steps_build(const step_source *source, schedule_kind kind, uint32_t rows, bool sample,

@@ -1,0 +1,251 @@
+/* Matrix-vector kernels: one for devices whose invocations share memory, one for processors. */
+#include "ops/matvec.h"
+
+#include <assert.h>
+
+typedef struct matvec_push {
+    uint32_t row0, row_count;
+    uint32_t fixed_rows;
+    uint32_t cols;
+    uint32_t x_stride, out_stride;
+    uint32_t w_rows, w_row0, w_stride;
+    uint32_t split;
+    /* with a norm only */
+    uint32_t gate_stride, gate_offset;
+    uint32_t write_norm;
+    float alpha, beta, eps;
+} matvec_push;
+static_assert(sizeof(matvec_push) == 64, "as in matvec_wide.comp");
+enum { PLAIN_PUSH_BYTES = 40 }; /* without the norm's: matvec.comp, matvec_wide.comp */
+
+/* A kernel and how much one of its groups covers. */
+typedef struct matvec_plan {
+    gpu_pipeline_desc desc;
+    op_module module;
+    uint32_t group_rows;    /* rows of x */
+    uint32_t group_weights; /* weight rows */
+} matvec_plan;
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint32_t held_rows(uint32_t rows)
+{
+    return rows <= 1 ? 1 : rows <= 2 ? 2 : rows <= 4 ? 4 : MATVEC_ROWS;
+}
+
+/* Lanes of one subgroup that may share a sum; 0 if subgroups can't be used in groups of wg. */
+static uint32_t lanes_of_subgroup(const ful_caps *caps, uint32_t wg)
+{
+    uint32_t lanes = caps->subgroup_min;
+    if ((caps->features & FUL_FEATURE_SUBGROUP) == 0 || lanes < 4 || caps->subgroup_max > wg ||
+        wg % caps->subgroup_max != 0)
+        return 0;
+    return lanes < 32 ? lanes : 32;
+}
+
+enum {
+    LINE_INVOCATIONS = 65536, /* fewer leave a large device waiting for memory */
+    LOADS = 8                 /* 16-byte loads an invocation has under way */
+};
+
+matvec_spread matvec_spread_choose(const op_context *ctx, ful_type type, uint32_t weight_rows,
+                                   uint32_t cols, uint32_t held, bool pairs, uint32_t sums)
+{
+    const ful_caps *caps = device_caps(ctx->device);
+    matvec_spread s = {.wg = 128};
+    s.group = lanes_of_subgroup(caps, s.wg);
+    s.subgroup = s.group != 0;
+    s.lanes = s.subgroup ? s.group : 32;
+    if (!s.subgroup)
+        s.group = 1;
+    /* As many weight rows a line as leave enough lines, so that x is read less often. */
+    s.cols = s.subgroup ? 4 : 2;
+    while (s.cols > (pairs ? 2u : 1u) &&
+           (uint64_t)weight_rows / s.cols * s.lanes < LINE_INVOCATIONS)
+        s.cols /= 2;
+    /* Too few lines: longer ones. */
+    uint32_t chunks = cols / 8;
+    while (s.lanes * 2 <= s.wg && s.lanes * 2 <= chunks &&
+           (uint64_t)weight_rows / s.cols * s.lanes < LINE_INVOCATIONS)
+        s.lanes *= 2;
+    /* The sums of a workgroup pass through shared memory unless subgroups hold the lines. */
+    while (s.cols > (pairs ? 2u : 1u) && s.lanes > s.group &&
+           4 * s.wg / s.group * (held * s.cols + sums) > caps->shared_bytes)
+        s.cols /= 2;
+    uint32_t quads = type == FUL_TYPE_F32 ? 2 : 1, each = (chunks + s.lanes - 1) / s.lanes;
+    uint32_t most = LOADS / (s.cols * quads);
+    most = most < 1 ? 1 : held > 2 ? least(most, 2) : most;
+    /* Whole rounds of loads as far as possible: the rest is loaded one after the other. */
+    s.unroll = 1;
+    for (uint32_t u = 2; u <= most; u++)
+        if (each % u == 0 || (u == most && each > 4 * u && each % s.unroll != 0))
+            s.unroll = u;
+    return s;
+}
+
+/* With one row the workgroup can normalise x once into shared memory, where it and the sums fit. A
+ * larger workgroup then does so less often. */
+static bool stage(const op_context *ctx, uint32_t cols, matvec_spread *s)
+{
+    const ful_caps *caps = device_caps(ctx->device);
+    uint32_t wg = s->wg, most = cols > 4096 ? 512 : 256;
+    while (s->subgroup && wg * 2 <= most && wg * 2 <= caps->workgroup_invocations &&
+           wg * 2 <= caps->workgroup_size[0])
+        wg *= 2;
+    uint64_t sums = 4 * (uint64_t)wg / s->group * (1 + (s->lanes > s->group ? s->cols + 1 : 0));
+    if (4 * (uint64_t)cols + sums + 64 > caps->shared_bytes)
+        return false;
+    s->wg = wg;
+    return true;
+}
+
+static void plan_wide(const op_context *ctx, const op_matmul_args *args, matvec_plan *plan)
+{
+    const op_fused_norm *norm = args->norm;
+    uint32_t held = held_rows(args->rows);
+    matvec_spread s = matvec_spread_choose(ctx, args->w->type, args->w->rows, args->w->cols, held,
+                                           args->act == OP_ACT_SWIGLU, norm != NULL ? held : 0);
+    bool staged = norm != NULL && held == 1 && stage(ctx, args->w->cols, &s);
+    static const char *const names[2][2] = {{"matvec_wide", "matvec_wide_subgroup"},
+                                            {"matvec_norm", "matvec_norm_subgroup"}};
+    plan->module = op_module_name(names[norm != NULL][s.subgroup], args->w->type);
+    plan->group_rows = held;
+    plan->group_weights = s.wg / s.lanes * s.cols;
+    plan->desc =
+        (gpu_pipeline_desc){.buffer_count = norm != NULL ? 6 : 4,
+                            .uniform = true,
+                            .push_bytes = norm != NULL ? sizeof(matvec_push) : PLAIN_PUSH_BYTES,
+                            .spec_count = norm != NULL ? 10 : 9,
+                            .spec = {s.wg, s.lanes, s.group, held, s.cols, s.unroll, args->act}};
+    if (norm != NULL) {
+        plan->desc.spec[7] = norm->gated ? 2 : 1;
+        plan->desc.spec[8] = norm->b.buffer != NULL;
+        plan->desc.spec[9] = staged ? args->w->cols : 0;
+    } else {
+        plan->desc.spec[7] = args->x.half;
+        plan->desc.spec[8] = args->x.stride % (args->x.half ? 8 : 4) == 0;
+    }
+}
+
+static void plan_narrow(const op_matmul_args *args, matvec_plan *plan)
+{
+    /* One lane a weight row: x is read alike by all lanes, weights once for all its rows. */
+    uint32_t wg = 8, rows = held_rows(args->rows), cols = rows <= 4 ? 4 : 2;
+    bool vec = args->x.stride % (args->x.half ? 8 : 4) == 0;
+    plan->module = op_module_name("matvec", args->w->type);
+    plan->group_rows = rows;
+    plan->group_weights = wg * cols;
+    plan->desc = (gpu_pipeline_desc){.buffer_count = 4,
+                                     .uniform = true,
+                                     .push_bytes = PLAIN_PUSH_BYTES,
+                                     .spec_count = 6,
+                                     .spec = {wg, rows, cols, args->act, args->x.half, vec}};
+}
+
+bool op_matmul_norm_usable(const op_context *ctx, uint32_t rows, uint32_t cols,
+                           uint32_t gate_stride)
+{
+    const ful_caps *caps = device_caps(ctx->device);
+    uint64_t widest = 4 * (uint64_t)rows * (gate_stride > cols ? gate_stride : cols);
+    return op_wide(ctx) && rows <= MATVEC_ROWS && cols % 8 == 0 && gate_stride % 8 == 0 &&
+           caps->storage_buffers >= 6 && widest <= caps->storage_range_bytes;
+}
+
+static ful_result norm_check(const op_context *ctx, const op_matmul_args *args)
+{
+    const op_fused_norm *norm = args->norm;
+    if (args->x.half || args->x.stride != args->x.dim ||
+        !op_matmul_norm_usable(ctx, args->rows, args->x.dim, norm->gated ? norm->gate_stride : 0))
+        return fail(FUL_ERR_UNSUPPORTED, "matmul: no norm on the way into %u rows of %u columns",
+                    (unsigned)args->rows, (unsigned)args->x.dim);
+    if (norm->gated && (norm->b.buffer == NULL || norm->gate_offset % 4 != 0))
+        return fail(FUL_ERR_ARGUMENT, "matmul: a gate at column %u", (unsigned)norm->gate_offset);
+    return FUL_OK;
+}
+
+static void bind_norm(const op_matmul_args *args, uint32_t window, matvec_push *push,
+                      gpu_dispatch *d)
+{
+    const op_fused_norm *norm = args->norm;
+    uint64_t row_bytes = 4 * (uint64_t)args->x.dim;
+    push->alpha = norm->alpha;
+    push->beta = norm->beta;
+    push->eps = norm->eps;
+    push->gate_stride = norm->gate_stride;
+    push->gate_offset = norm->gate_offset;
+    push->write_norm = norm->out.buffer != NULL && window == 0;
+    uint64_t b_bytes = norm->gated ? 4 * (uint64_t)norm->gate_stride : row_bytes;
+    d->buffers[3] =
+        norm->b.buffer != NULL ? gpu_part(norm->b, 0, args->rows * b_bytes) : d->buffers[0];
+    d->buffers[4] = gpu_part(norm->weight, 0, row_bytes);
+    /* Where it is not wanted something must be bound. */
+    d->buffers[5] =
+        push->write_norm ? gpu_part(norm->out, 0, args->rows * row_bytes) : d->buffers[2];
+    d->writes |= 1u << 5;
+    d->cost.bytes += (double)args->rows * (double)(row_bytes + b_bytes);
+}
+
+ful_result matvec_matmul(const op_context *ctx, const op_matmul_args *args)
+{
+    const gpu_tensor *w = args->w;
+    const op_activation *x = &args->x;
+    if (args->norm != NULL)
+        TRY(norm_check(ctx, args));
+    matvec_plan plan;
+    if (op_wide(ctx))
+        plan_wide(ctx, args, &plan);
+    else
+        plan_narrow(args, &plan);
+    plan.desc.module = plan.module.name;
+    gpu_pipeline *pipeline;
+    TRY(gpu_pipeline_get(ctx->device, &plan.desc, &pipeline));
+
+    uint64_t x_row_bytes = (x->half ? 2 : 4) * (uint64_t)x->stride;
+    uint64_t out_row_bytes = 4 * (uint64_t)args->out_stride;
+    uint64_t row_bytes[] = {x_row_bytes, out_row_bytes};
+    uint32_t part;
+    TRY(op_part_rows(ctx->device, "matmul", row_bytes, 2, args->rows, &part));
+    if (args->norm != NULL && part < args->rows)
+        return fail(FUL_ERR_UNSUPPORTED, "matmul: %u rows with a norm do not fit one binding",
+                    (unsigned)args->rows);
+    for (uint32_t row0 = 0; row0 < args->rows; row0 += part) {
+        uint32_t rows = args->rows - row0 < part ? args->rows - row0 : part;
+        gpu_range x_part = op_rows(x->data, row0, rows, x_row_bytes);
+        gpu_range scale = x->half ? op_rows(x->scale, 0, args->rows, 4) : x_part;
+        for (uint32_t i = 0; i < w->window_count; i++) {
+            const gpu_window *window = &w->windows[i];
+            matvec_push push = {.row0 = row0,
+                                .row_count = rows,
+                                .fixed_rows = args->fixed,
+                                .cols = w->cols,
+                                .x_stride = x->stride,
+                                .out_stride = args->out_stride,
+                                .w_rows = window->row_count,
+                                .w_row0 = window->row0,
+                                .w_stride = (uint32_t)(w->row_bytes / 16),
+                                .split = args->split};
+            gpu_dispatch d = {
+                .pipeline = pipeline,
+                .buffers = {x_part, gpu_whole(&window->buffer),
+                            op_rows(args->out, row0, rows, out_row_bytes), scale},
+                .writes = 1u << 2,
+                .uniform = ctx->step,
+                .push = &push,
+                .cost = {.bytes =
+                             (double)window->row_count * (double)w->row_bytes +
+                             (double)rows * (double)(x_row_bytes + 4 * (uint64_t)window->row_count),
+                         .flops = 2.0 * rows * window->row_count * w->cols},
+                .label = args->norm != NULL ? "norm matvec" : "matvec",
+                .layer = ctx->layer};
+            if (args->norm != NULL)
+                bind_norm(args, i, &push, &d);
+            TRY(op_groups(ctx->device, "matmul", div_up_u32(window->row_count, plan.group_weights),
+                          div_up_u32(rows, plan.group_rows), d.groups));
+            TRY(gpu_commands_dispatch(ctx->commands, &d));
+        }
+    }
+    return FUL_OK;
+}
