@@ -1,7 +1,6 @@
 /* Sessions: create, feed, read logits. */
 #include "session/session.h"
 
-#include <math.h>
 #include <string.h>
 
 /* ---- making and unmaking ---- */
@@ -260,14 +259,25 @@ ful_result session_check_tokens(const ful_session *s, const int32_t *tokens, siz
     return FUL_OK;
 }
 
-/* By bits: a sum of floats could not be vectorised, and vocabularies are large. */
-static bool row_is_finite(const float *row, uint32_t n)
+/* Copies a row, which may be onto itself, and says whether all of it is finite: in one go and by
+ * bits in blocks, which vectorises, because vocabularies are large. */
+static bool copy_finite(float *out, const float *row, uint32_t n)
 {
-    uint32_t found = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, &row[i], 4);
-        found |= (bits & 0x7f800000u) == 0x7f800000u;
+    enum { BLOCK = 16 };
+    const uint32_t exponent = 0x7f800000u;
+    uint32_t bits[BLOCK], found = 0;
+    for (uint32_t at = 0; at < n; at += BLOCK) {
+        uint32_t left = n - at;
+        if (left < BLOCK) {
+            memset(bits, 0, sizeof bits);
+            memcpy(bits, row + at, left * sizeof *row);
+            memcpy(out + at, bits, left * sizeof *row);
+        } else {
+            memcpy(bits, row + at, sizeof bits);
+            memcpy(out + at, bits, sizeof bits);
+        }
+        for (uint32_t i = 0; i < BLOCK; i++)
+            found |= (bits[i] & exponent) == exponent;
     }
     return !found;
 }
@@ -282,7 +292,7 @@ ful_result session_fetch_logits(ful_session *s)
     TRY(gpu_range_read(s->model->device, gpu_whole(&s->io.logits), 0, s->logits,
                        (uint64_t)vocab * 4));
     s->host_logits = true;
-    return row_is_finite(s->logits, vocab) ? FUL_OK : session_explain(s);
+    return copy_finite(s->logits, s->logits, vocab) ? FUL_OK : session_explain(s);
 }
 
 /* The last token's logits from the readback buffer, row `row` of the step. */
@@ -290,9 +300,8 @@ static ful_result take_logits(ful_session *s, uint32_t row)
 {
     uint32_t vocab = s->model->config.vocab_size;
     const float *logits = (const float *)s->io.readback.mapped + (uint64_t)row * vocab;
-    memcpy(s->logits, logits, vocab * sizeof *logits);
     s->host_logits = true;
-    return row_is_finite(s->logits, vocab) ? FUL_OK : session_explain(s);
+    return copy_finite(s->logits, logits, vocab) ? FUL_OK : session_explain(s);
 }
 
 /* Grows the logits buffers for steps that give all rows; recordings that use the old ones go. */
