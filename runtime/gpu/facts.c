@@ -339,7 +339,7 @@ ful_result facts_read(const ful_instance *in, VkPhysicalDevice physical, uint32_
     bool queue = queue_choose(in, physical, facts);
     if (queue && facts->timestamp_bits > 0 && caps->timestamp_period_ns > 0)
         caps->features |= FUL_FEATURE_TIMESTAMP;
-    matrices_read(physical, plain.vendorID, caps);
+    matrices_read(in->vk, physical, plain.vendorID, caps);
     caps_remove(0, caps); /* makes what depends on absent features absent, too */
     facts->raw = *caps;
 

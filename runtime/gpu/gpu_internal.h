@@ -50,7 +50,8 @@ void caps_add_flexible(ful_caps *caps, const ful_matrix_grain *grain);
  * where a subgroup's size can't be relied on. */
 void caps_settle_matrices(uint32_t vendor_id, ful_caps *caps);
 /* Asks the device for both lists. */
-void matrices_read(VkPhysicalDevice physical, uint32_t vendor_id, ful_caps *caps);
+void matrices_read(VkInstance instance, VkPhysicalDevice physical, uint32_t vendor_id,
+                   ful_caps *caps);
 
 /* ---- device.c ---- */
 /* Everything read from a physical device. */

@@ -49,17 +49,22 @@ void caps_settle_matrices(uint32_t vendor_id, ful_caps *caps)
         caps_remove(FUL_FEATURE_COOPMAT, caps);
 }
 
+/* The loader keeps these functions by instance: pointers from one that is gone, such as volk's
+ * globals may be, lead nowhere. */
 #ifdef VK_KHR_cooperative_matrix
-static void shapes_read(VkPhysicalDevice physical, ful_caps *caps)
+static void shapes_read(VkInstance instance, VkPhysicalDevice physical, ful_caps *caps)
 {
+    PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR get =
+        (PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR)vkGetInstanceProcAddr(
+            instance, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR");
     VkCooperativeMatrixPropertiesKHR list[64];
     uint32_t count = sizeof(list) / sizeof(list[0]);
-    if (!vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR)
+    if (!get)
         return;
     memset(list, 0, sizeof(list));
     for (uint32_t i = 0; i < count; i++)
         list[i].sType = VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR;
-    if (vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR(physical, &count, list) < VK_SUCCESS)
+    if (get(physical, &count, list) < VK_SUCCESS)
         return;
     for (uint32_t i = 0; i < count; i++) {
         const VkCooperativeMatrixPropertiesKHR *p = &list[i];
@@ -74,8 +79,12 @@ static void shapes_read(VkPhysicalDevice physical, ful_caps *caps)
 #endif
 
 #ifdef VK_NV_cooperative_matrix2
-static void flexible_read(VkPhysicalDevice physical, ful_caps *caps)
+static void flexible_read(VkInstance instance, VkPhysicalDevice physical, ful_caps *caps)
 {
+    PFN_vkGetPhysicalDeviceCooperativeMatrixFlexibleDimensionsPropertiesNV get =
+        (PFN_vkGetPhysicalDeviceCooperativeMatrixFlexibleDimensionsPropertiesNV)
+            vkGetInstanceProcAddr(
+                instance, "vkGetPhysicalDeviceCooperativeMatrixFlexibleDimensionsPropertiesNV");
     VkPhysicalDeviceCooperativeMatrix2PropertiesNV limits;
     memset(&limits, 0, sizeof(limits));
     limits.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_2_PROPERTIES_NV;
@@ -88,13 +97,12 @@ static void flexible_read(VkPhysicalDevice physical, ful_caps *caps)
 
     VkCooperativeMatrixFlexibleDimensionsPropertiesNV list[64];
     uint32_t count = sizeof(list) / sizeof(list[0]);
-    if (!vkGetPhysicalDeviceCooperativeMatrixFlexibleDimensionsPropertiesNV)
+    if (!get)
         return;
     memset(list, 0, sizeof(list));
     for (uint32_t i = 0; i < count; i++)
         list[i].sType = VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_FLEXIBLE_DIMENSIONS_PROPERTIES_NV;
-    if (vkGetPhysicalDeviceCooperativeMatrixFlexibleDimensionsPropertiesNV(physical, &count, list) <
-        VK_SUCCESS)
+    if (get(physical, &count, list) < VK_SUCCESS)
         return;
     for (uint32_t i = 0; i < count; i++) {
         const VkCooperativeMatrixFlexibleDimensionsPropertiesNV *p = &list[i];
@@ -113,16 +121,17 @@ static void flexible_read(VkPhysicalDevice physical, ful_caps *caps)
 }
 #endif
 
-void matrices_read(VkPhysicalDevice physical, uint32_t vendor_id, ful_caps *caps)
+void matrices_read(VkInstance instance, VkPhysicalDevice physical, uint32_t vendor_id,
+                   ful_caps *caps)
 {
 #ifdef VK_KHR_cooperative_matrix
     if (caps->features & FUL_FEATURE_COOPMAT)
-        shapes_read(physical, caps);
+        shapes_read(instance, physical, caps);
 #endif
     caps_settle_matrices(vendor_id, caps);
 #ifdef VK_NV_cooperative_matrix2
     if (caps->features & FUL_FEATURE_COOPMAT2)
-        flexible_read(physical, caps);
+        flexible_read(instance, physical, caps);
 #endif
-    (void)physical;
+    (void)instance, (void)physical;
 }
