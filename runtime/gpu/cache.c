@@ -6,6 +6,7 @@
  *  20 u32 driver version  24 device UUID        40 driver UUID     56 pipeline cache UUID
  *  72 u64 hash of all shader modules            80 u64 payload bytes
  *  88 u64 FNV-1a of the payload                 96 u64 FNV-1a of bytes 0..95
+ * 104 u64 zero
  * Whatever does not fit is ignored: a cache only saves time. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -102,7 +103,7 @@ static const char *entry_fault(const ful_device *d, const entry_kind *kind, cons
         return "it is something else";
     if (get32(entry + 8) != CACHE_VERSION)
         return "it has another version";
-    if (get64(entry + 96) != hash_bytes(HASH_SEED, entry, 96))
+    if (get64(entry + 96) != hash_bytes(HASH_SEED, entry, 96) || get64(entry + 104) != 0)
         return "its header is damaged";
     const uint8_t *payload = entry + CACHE_HEADER_BYTES;
     size_t payload_bytes = bytes - CACHE_HEADER_BYTES;

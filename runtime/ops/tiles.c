@@ -3,6 +3,7 @@
 #include <assert.h>
 
 #include "ops/tiles.h"
+#include "ops/tuning.h"
 
 enum {
     FLAG_W_SCALE = 1,
@@ -62,25 +63,32 @@ static uint32_t shared_bytes(const tile_size *s, const ful_matrix_shape *m, uint
     return (buffers > strip ? buffers : strip) * 16 + maxima;
 }
 
+/* True if the device can hold it; one stage where two do not fit. */
+static bool size_fit(const ful_caps *caps, uint32_t block, tile_size *s)
+{
+    const ful_matrix_shape *m = &caps->matrix[0];
+    uint32_t wg = s->bm / s->wm * (s->bn / s->wn) * caps->matrix_subgroup;
+    if (wg > caps->workgroup_invocations || wg > caps->workgroup_size[0] ||
+        (block != 0 && s->bn % block != 0))
+        return false;
+    if (shared_bytes(s, m, block) > caps->shared_bytes)
+        s->stages = 1;
+    return shared_bytes(s, m, block) <= caps->shared_bytes;
+}
+
 /* The largest size that the device can hold and that no smaller one serves as well for `rows`; with
- * `exact` rows of a tile, only those. One stage where two do not fit. */
+ * `exact` rows of a tile, only those; with a tile_code, that one. */
 static bool size_choose(const ful_caps *caps, uint32_t rows, uint32_t exact, uint32_t block,
-                        tile_size *out)
+                        uint32_t code, tile_size *out)
 {
     size_list list = sizes_for(caps->matrix_subgroup);
-    const ful_matrix_shape *m = &caps->matrix[0];
     bool found = false;
     *out = (tile_size){0};
     for (uint32_t i = 0; i < list.count; i++) {
         tile_size s = list.sizes[i];
-        uint32_t wg = s.bm / s.wm * (s.bn / s.wn) * caps->matrix_subgroup;
-        if (wg > caps->workgroup_invocations || wg > caps->workgroup_size[0])
+        if (!size_fit(caps, block, &s) || (exact != 0 && s.bm != exact))
             continue;
-        if (shared_bytes(&s, m, block) > caps->shared_bytes)
-            s.stages = 1;
-        if (shared_bytes(&s, m, block) > caps->shared_bytes)
-            continue;
-        if ((block != 0 && s.bn % block != 0) || (exact != 0 && s.bm != exact))
+        if (code != 0 && code != tile_code(TILE_KIND_SUBGROUP, s.bm, s.bn))
             continue;
         if (found && s.bm < rows)
             break;
@@ -90,18 +98,31 @@ static bool size_choose(const ful_caps *caps, uint32_t rows, uint32_t exact, uin
     return found;
 }
 
+/* What tuning says about products of so many rows; 0: nothing. */
+static uint32_t tuned_code(const op_context *ctx, bool grouped, uint32_t rows)
+{
+    op_tuning t = device_tuning(ctx->device);
+    uint32_t i = tuning_rows_class(rows);
+    return grouped ? t.group_tile[i] : t.tile[i];
+}
+
 bool tiles_usable(const op_context *ctx)
 {
     const ful_caps *caps = device_caps(ctx->device);
     tile_size s;
     return op_half_usable(ctx->device) && (caps->features & FUL_FEATURE_COOPMAT) &&
-           gpu_module_usable(ctx->device, "matmul_coopmat_f16") && size_choose(caps, 1, 0, 0, &s);
+           gpu_module_usable(ctx->device, "matmul_coopmat_f16") &&
+           size_choose(caps, 1, 0, 0, 0, &s);
 }
 
 uint32_t tiles_group_rows(const op_context *ctx, uint32_t rows)
 {
+    const ful_caps *caps = device_caps(ctx->device);
+    uint32_t code = tuned_code(ctx, true, rows);
     tile_size s;
-    return size_choose(device_caps(ctx->device), rows, 0, 0, &s) ? s.bm : 0;
+    if (code != 0 && size_choose(caps, rows, 0, 0, code, &s))
+        return s.bm;
+    return size_choose(caps, rows, 0, 0, 0, &s) ? s.bm : 0;
 }
 
 /* Results a block of columns at a time: no block may lie in two windows or two tiles. */
@@ -130,8 +151,10 @@ bool tiles_choose(const op_context *ctx, const tile_request *q, tile_kernel *out
         return false;
     if (q->block != 0 && (q->grouped || q->act == OP_ACT_SWIGLU || !blocks_fit(q->w, q->block)))
         return false;
+    uint32_t code = tuned_code(ctx, q->grouped, q->rows);
     tile_size s;
-    if (!size_choose(caps, q->rows, q->tile_rows, q->block, &s))
+    if ((code == 0 || !size_choose(caps, q->rows, q->tile_rows, q->block, code, &s)) &&
+        !size_choose(caps, q->rows, q->tile_rows, q->block, 0, &s))
         return false;
     const ful_matrix_shape *m = &caps->matrix[0];
     bool w_scale = q->w->row_scale.vk != VK_NULL_HANDLE;
@@ -214,4 +237,19 @@ ful_result tiles_matmul(const op_context *ctx, const op_matmul_args *args,
         }
     }
     return FUL_OK;
+}
+
+uint32_t tiles_candidates(const op_context *ctx, uint32_t *codes, uint32_t most)
+{
+    const ful_caps *caps = device_caps(ctx->device);
+    size_list list = sizes_for(caps->matrix_subgroup);
+    uint32_t n = 0;
+    if (!op_wide(ctx) || !tiles_usable(ctx))
+        return 0;
+    for (uint32_t i = 0; i < list.count && n < most; i++) {
+        tile_size s = list.sizes[i];
+        if (size_fit(caps, 0, &s))
+            codes[n++] = tile_code(TILE_KIND_SUBGROUP, s.bm, s.bn);
+    }
+    return n;
 }

@@ -3,6 +3,8 @@
 #ifndef FULGUR_OPS_TILES_H
 #define FULGUR_OPS_TILES_H
 
+#include <assert.h>
+
 #include "ops/op_common.h"
 
 /* As in inc/matmul.glsl. */
@@ -40,6 +42,9 @@ bool tiles_usable(const op_context *ctx);
 bool tiles_choose(const op_context *ctx, const tile_request *request, tile_kernel *out);
 /* Rows of a tile for experts with that many rows on average. */
 uint32_t tiles_group_rows(const op_context *ctx, uint32_t rows);
+
+/* tile_codes (tuning.h) of the kernels that the device has. */
+uint32_t tiles_candidates(const op_context *ctx, uint32_t *codes, uint32_t most);
 
 /* All of a dense product. */
 ful_result tiles_matmul(const op_context *ctx, const op_matmul_args *args,

@@ -13,23 +13,34 @@ static_assert((int)FIRST_CHOICE + (int)WORDS <= (int)DEVICE_CHOICES, "every memb
 #define AT(member) (offsetof(op_tuning, member) / sizeof(uint32_t))
 
 static const tuning_field fields[] = {
-    {"matmul tile, up to 16 rows", AT(tile[0]), {0}},
-    {"matmul tile, up to 32 rows", AT(tile[1]), {0}},
-    {"matmul tile, up to 64 rows", AT(tile[2]), {0}},
-    {"matmul tile, up to 128 rows", AT(tile[3]), {0}},
-    {"matmul tile, up to 512 rows", AT(tile[4]), {0}},
-    {"matmul tile, more rows", AT(tile[5]), {0}},
-    {"expert tile, up to 16 rows", AT(group_tile[0]), {0}},
-    {"expert tile, up to 32 rows", AT(group_tile[1]), {0}},
-    {"expert tile, up to 64 rows", AT(group_tile[2]), {0}},
-    {"expert tile, up to 128 rows", AT(group_tile[3]), {0}},
-    {"expert tile, up to 512 rows", AT(group_tile[4]), {0}},
-    {"expert tile, more rows", AT(group_tile[5]), {0}},
-    {"matvec: most rows", AT(matvec_rows), {4, 8, 16, 32}},
-    {"matvec: invocations", AT(matvec_invocations), {16384, 32768, 65536, 131072, 262144}},
-    {"matvec: loads under way", AT(matvec_loads), {4, 8, 16}},
-    {"attention decode: workgroups", AT(attention_groups), {128, 256, 512, 1024, 2048}},
-    {"attention decode: least keys", AT(attention_keys), {32, 64, 128, 256}},
+    {"matmul tile, up to 16 rows", TUNING_MATMUL, 16, AT(tile[0]), {0}},
+    {"matmul tile, up to 32 rows", TUNING_MATMUL, 32, AT(tile[1]), {0}},
+    {"matmul tile, up to 64 rows", TUNING_MATMUL, 64, AT(tile[2]), {0}},
+    {"matmul tile, up to 128 rows", TUNING_MATMUL, 128, AT(tile[3]), {0}},
+    {"matmul tile, up to 512 rows", TUNING_MATMUL, 512, AT(tile[4]), {0}},
+    {"matmul tile, more rows", TUNING_MATMUL, 2048, AT(tile[5]), {0}},
+    {"expert tile, up to 16 rows", TUNING_EXPERTS, 16, AT(group_tile[0]), {0}},
+    {"expert tile, up to 32 rows", TUNING_EXPERTS, 32, AT(group_tile[1]), {0}},
+    {"expert tile, up to 64 rows", TUNING_EXPERTS, 64, AT(group_tile[2]), {0}},
+    {"expert tile, up to 128 rows", TUNING_EXPERTS, 128, AT(group_tile[3]), {0}},
+    {"expert tile, up to 512 rows", TUNING_EXPERTS, 512, AT(group_tile[4]), {0}},
+    {"expert tile, more rows", TUNING_EXPERTS, 1024, AT(group_tile[5]), {0}},
+    {"matvec: invocations",
+     TUNING_MATVEC,
+     1,
+     AT(matvec_invocations),
+     {16384, 32768, 65536, 131072, 262144}},
+    {"matvec: loads under way", TUNING_MATVEC, 1, AT(matvec_loads), {4, 8, 16}},
+    {"attention decode: workgroups",
+     TUNING_ATTENTION,
+     1,
+     AT(attention_groups),
+     {4, 8, 16, 128, 256, 512, 1024, 2048}},
+    {"attention decode: least keys",
+     TUNING_ATTENTION,
+     1,
+     AT(attention_keys),
+     {32, 64, 128, 256, 512}},
 };
 enum { FIELDS = sizeof(fields) / sizeof(fields[0]) };
 static_assert((int)FIELDS == (int)WORDS, "every member has a line");
@@ -49,24 +60,13 @@ uint32_t tuning_rows_class(uint32_t rows)
     return i;
 }
 
-/* Good without tuning: by the class of the device. */
-static op_tuning defaults(const ful_device *device)
-{
-    bool cpu = device_is_cpu(device);
-    return (op_tuning){.matvec_rows = 8,
-                       .matvec_invocations = 65536,
-                       .matvec_loads = 8,
-                       .attention_groups = cpu ? 8 : 256,
-                       .attention_keys = cpu ? 256 : 128};
-}
-
 /* Files hold what an older or newer build thought good: only what this one knows is taken. */
 static bool known(const tuning_field *f, uint32_t value)
 {
     uint32_t kind = value >> 28;
     if (f->values[0] == 0)
         return kind == TILE_KIND_SUBGROUP || kind == TILE_KIND_WORKGROUP;
-    for (size_t i = 0; i < sizeof(f->values) / sizeof(f->values[0]) && f->values[i] != 0; i++)
+    for (uint32_t i = 0; i < TUNING_VALUES && f->values[i] != 0; i++)
         if (value == f->values[i])
             return true;
     return false;
@@ -74,7 +74,7 @@ static bool known(const tuning_field *f, uint32_t value)
 
 op_tuning device_tuning(const ful_device *device)
 {
-    op_tuning t = defaults(device);
+    op_tuning t = {.tile = {0}};
     uint32_t words[WORDS];
     if (device_choice(device, VERSION_CHOICE) != TUNING_VERSION)
         return t;

@@ -18,11 +18,10 @@ static inline uint32_t tile_code(tile_kind kind, uint32_t bm, uint32_t bn)
     return (uint32_t)kind << 28 | bm << 14 | bn;
 }
 
+/* 0: the op's own rule, which knows the classes of devices by what they can do. */
 typedef struct op_tuning {
     uint32_t tile[TUNING_ROWS];       /* tile_code by tuning_rows_class: dense products */
     uint32_t group_tile[TUNING_ROWS]; /* experts, by rows of one expert on average */
-    uint32_t matvec_rows;             /* dense products of at most so many rows use matrix-vector
-                                         kernels */
     uint32_t matvec_invocations;      /* a matrix-vector kernel spreads until there are so many */
     uint32_t matvec_loads;            /* 16-byte loads that one of its invocations has under way */
     uint32_t attention_groups; /* decode splits keys until there are so many workgroups ... */
@@ -32,17 +31,46 @@ typedef struct op_tuning {
 op_tuning device_tuning(const ful_device *device);
 uint32_t tuning_rows_class(uint32_t rows);
 
+static inline uint32_t tuned_or(uint32_t tuned, uint32_t rule)
+{
+    return tuned != 0 ? tuned : rule;
+}
+
 /* ---- for ful_device_tune and tests ---- */
+
+/* What is measured to fill a member in. */
+typedef enum tuning_work {
+    TUNING_MATMUL,
+    TUNING_EXPERTS,
+    TUNING_MATVEC,
+    TUNING_ATTENTION
+} tuning_work;
+
+enum { TUNING_VALUES = 8 };
 
 /* One member of op_tuning. */
 typedef struct tuning_field {
-    const char *name;   /* for people */
-    uint32_t index;     /* in op_tuning, counted in words; device_choice of index + 1 holds it */
-    uint32_t values[6]; /* that may be chosen, 0 ends them; none: any tile_code */
+    const char *name; /* for people */
+    tuning_work work;
+    uint32_t rows;                  /* of the measurement: those of the class */
+    uint32_t index;                 /* in op_tuning, counted in words */
+    uint32_t values[TUNING_VALUES]; /* that may be chosen, up to the first 0; none: tile_codes */
 } tuning_field;
 const tuning_field *tuning_fields(uint32_t *count);
-/* The member's value now, and a new one that takes effect at once; 0 = the default again. */
+/* The member's value, and a new one that takes effect at once. */
 uint32_t tuning_get(const ful_device *device, const tuning_field *field);
 void tuning_set(ful_device *device, const tuning_field *field, uint32_t value);
+
+/* Sizes of what is measured. Weights are larger than caches should be. */
+typedef struct tune_sizes {
+    uint32_t cols, weight_rows;
+    uint32_t experts, dim, width;
+    uint32_t heads, kv_heads, head_dim, keys;
+    uint32_t warm_ms, rounds; /* before, and measurements of, a choice */
+} tune_sizes;
+/* ful_device_tune with sizes, and kernels for the shape, of the caller's. */
+struct ful_tune_params;
+ful_result tune_device(ful_device *device, op_shape shape, const tune_sizes *sizes,
+                       const struct ful_tune_params *params);
 
 #endif

@@ -44,11 +44,12 @@ int cli_parse(const cli_command *command, int argc, char **argv, const cli_optio
               int count, int *first);
 
 extern const cli_command cmd_devices, cmd_inspect, cmd_run, cmd_chat, cmd_tokenize, cmd_perplexity,
-    cmd_logits, cmd_bench;
+    cmd_logits, cmd_bench, cmd_tune;
 
 /* Options of every command that runs a model, and what they open. */
 typedef struct cli_model {
     const char *device_text, *precision_text, *decay_text;
+    const char *caps_text; /* what to pretend absent, as in FULGUR_CAPS; NULL = nothing */
     uint32_t context, chunk;
     bool verbose, profile;
     const ful_synthetic_params *synthetic; /* if not NULL: what to make instead of loading a path */
@@ -74,6 +75,7 @@ bool cli_open_instance(ful_instance **instance, bool verbose); /* false: printed
  * come first. path: NULL for synthetic models. context: tokens wanted if the user did not say; 0 =
  * default. */
 int cli_open_tokenizer(cli_model *m, const char *path);
+ful_result cli_open_device(cli_model *m); /* on m->instance */
 int cli_open_model(cli_model *m, const char *path, size_t context);
 ful_result cli_open_session(cli_model *m); /* instead of the one that is open */
 void cli_close_model(cli_model *m);

@@ -91,9 +91,9 @@ static bool is_name(const cli_model *m, const char *text, uint32_t index)
     return found;
 }
 
-static ful_result open_device(cli_model *m)
+ful_result cli_open_device(cli_model *m)
 {
-    ful_device_params p = {.struct_size = sizeof p};
+    ful_device_params p = {.struct_size = sizeof p, .caps = m->caps_text};
     uint8_t uuid[16];
     uint32_t index;
     if (m->device_text) {
@@ -204,7 +204,7 @@ int cli_open_model(cli_model *m, const char *path, size_t context)
     if (!m->instance && !cli_open_instance(&m->instance, m->verbose))
         return CLI_FAILED;
     int code = CLI_OK;
-    bool opened = open_device(m) == FUL_OK;
+    bool opened = cli_open_device(m) == FUL_OK;
     m->device_ns = cli_now_ns() - bar.start_ns;
     if (!opened)
         code = cli_fail(m->device_text ? m->device_text : "device");

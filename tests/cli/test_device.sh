@@ -318,6 +318,31 @@ expect_error "bench model of nothing" 2 "--preset"
 run bench nothing
 expect_error "bench of nothing" 2 "nothing"
 
+# ---- tune ----
+run tune
+expect_code "tune" 0
+expect_text "tune names the device" "$out" "${name:0:6}"
+grep -q -e "kept for this device" -e "nothing to choose" "$out"
+report "tune says what it did" $?
+last="tune (results of its candidates)"
+! grep -q FAILED "$out"
+report "every candidate of tune computes the same" $?
+run tune --only "attention decode" --json
+expect_code "tune --json" 0
+"$JSON_GET" <"$out" >/dev/null
+report "tune --json is JSON" $?
+run tune --show --json
+expect_code "tune --show" 0
+expect_number "tune --show lists the choices" "$("$JSON_GET" trials <"$out")" ">=" 10
+run tune --forget
+expect_code "tune --forget" 0
+run tune --show
+last="tune --show (after --forget)"
+! grep -q '^  \*' "$out"
+report "tune --forget goes back to the defaults" $?
+run tune --show --forget
+expect_code "tune --show --forget" 2
+
 # ---- the samples of one page ----
 sample() {
     last="sample $*"
