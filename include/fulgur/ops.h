@@ -47,6 +47,9 @@ FUL_API ful_result ful_buffer_read(const ful_buffer *buffer, uint64_t offset_byt
                                    uint64_t bytes);
 /* Every 32-bit word becomes `word`. */
 FUL_API ful_result ful_buffer_fill(ful_buffer *buffer, uint32_t word);
+/* f32 numbers, uniform with that standard deviation around `mean`; the same for the same seed. */
+FUL_API ful_result ful_buffer_randomize(ful_buffer *buffer, uint64_t seed, double mean,
+                                        double deviation);
 
 typedef struct ful_range {
     ful_buffer *buffer;
@@ -77,6 +80,12 @@ FUL_API void ful_tensor_destroy(ful_tensor **tensor);
  * A tensor is written before ops that use it are recorded. */
 FUL_API ful_result ful_tensor_write(ful_tensor *tensor, uint32_t expert, uint32_t row0,
                                     uint32_t row_count, const void *data);
+/* The other way round. */
+FUL_API ful_result ful_tensor_read(const ful_tensor *tensor, uint32_t expert, uint32_t row0,
+                                   uint32_t row_count, void *data);
+/* Pseudo-random numbers, uniform with that standard deviation around 0; the same for the same seed.
+ * Made on the device. */
+FUL_API ful_result ful_tensor_randomize(ful_tensor *tensor, uint64_t seed, double deviation);
 
 /* ---- streams ---- */
 
@@ -117,6 +126,10 @@ typedef struct ful_op_time {
 /* Copies at most *count entries and sets *count to how many there are: 0 unless the stream is timed
  * and the device has timestamps. out may be NULL to count. */
 FUL_API ful_result ful_stream_times(ful_stream *stream, ful_op_time *out, uint32_t *count);
+
+/* Device time of the last run from its first dispatch's begin to its last one's end, waits between
+ * them included, in ns; 0 if the device has no timestamps. */
+FUL_API uint64_t ful_stream_span_ns(const ful_stream *stream);
 
 /* ---- ops ---- */
 
@@ -246,6 +259,33 @@ typedef struct ful_attention_args {
     ful_range out;
 } ful_attention_args;
 FUL_API ful_result ful_op_attention(ful_stream *stream, const ful_attention_args *args);
+
+/* ---- what the device itself can do ---- */
+
+typedef enum ful_rate {
+    FUL_RATE_COPY = 0,     /* bytes/s read and written, both counted */
+    FUL_RATE_READ = 1,     /* bytes/s */
+    FUL_RATE_WRITE = 2,    /* bytes/s */
+    FUL_RATE_F32 = 3,      /* FLOP/s of multiply-adds in registers, each counted as two */
+    FUL_RATE_F16 = 4,      /* likewise */
+    FUL_RATE_MATRIX = 5,   /* FLOP/s of f16 cooperative matrices with f32 sums, in subgroups */
+    FUL_RATE_INT_DOT = 6,  /* op/s of packed 4 x 8-bit dot products, each counted as eight */
+    FUL_RATE_DISPATCH = 7, /* s from one dispatch to the next that waits for it */
+    FUL_RATE_SUBMIT = 8,   /* s from the submission of one dispatch until the host knows it ended */
+    FUL_RATE_COUNT = 9
+} ful_rate;
+
+typedef struct ful_rate_result {
+    const char *name, *unit;    /* static storage */
+    double median, least, most; /* in the unit named above */
+    uint32_t runs;
+} ful_rate_result;
+
+/* Measures it, in a fraction of a second on a GPU, with up to 2 GiB of device memory (less where
+ * there is less). The results of the kernels are checked. Errors: FUL_ERR_UNSUPPORTED if the device
+ * lacks what is to be measured, FUL_ERR_DEVICE_MEMORY, FUL_ERR_DEVICE_LOST,
+ * FUL_ERR_SELFTEST if a kernel gave a wrong result. */
+FUL_API ful_result ful_device_measure(ful_device *device, ful_rate rate, ful_rate_result *out);
 
 #ifdef __cplusplus
 }

@@ -139,15 +139,6 @@ ful_result synthetic_config(const ful_synthetic_params *params, model_config *co
 
 /* ---- weights ---- */
 
-typedef struct synthesize_push {
-    uint32_t first_row, rows, row_quads;
-    uint32_t key[2];
-    float base, spread;
-} synthesize_push;
-static_assert(sizeof(synthesize_push) == 28, "as in synthesize.comp");
-
-enum { LEAST_GROUP = 8, MOST_GROUP = 64 };
-
 typedef struct maker {
     ful_model *model;
     gpu_commands *commands; /* of one layer */
@@ -158,51 +149,9 @@ typedef struct maker {
     void *progress_ctx;
 } maker;
 
-/* Steele, Lea and Flood's splitmix64. */
-static uint64_t mixed(uint64_t x)
+static op_context maker_context(const maker *m)
 {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-    return x ^ x >> 31;
-}
-
-static ful_result make_rows(maker *m, gpu_range out, ful_type type, uint32_t first_row,
-                            uint32_t rows, uint64_t row_bytes, float base, float spread)
-{
-    ful_device *device = m->model->device;
-    const ful_caps *caps = device_caps(device);
-    uint64_t key = mixed(mixed(m->seed) ^ m->tensors);
-    uint32_t quads = (uint32_t)(row_bytes / 16);
-    uint32_t wg = device_is_cpu(device) ? LEAST_GROUP : MOST_GROUP;
-    uint64_t groups = ((uint64_t)rows * quads + wg - 1) / wg;
-    char module[24];
-    snprintf(module, sizeof module, "synthesize_%s", ful_type_name(type));
-    gpu_pipeline_desc desc = {.module = module,
-                              .buffer_count = 1,
-                              .push_bytes = sizeof(synthesize_push),
-                              .spec_count = 1,
-                              .spec = {wg}};
-    gpu_pipeline *pipeline;
-    TRY(gpu_pipeline_get(device, &desc, &pipeline));
-    synthesize_push push = {first_row, rows,  quads, {(uint32_t)key, (uint32_t)(key >> 32)},
-                            base,      spread};
-    uint64_t y = (groups + caps->workgroup_count[0] - 1) / caps->workgroup_count[0];
-    if (y > caps->workgroup_count[1])
-        return fail(FUL_ERR_UNSUPPORTED,
-                    "synthetic model: %llu groups exceed the device's grid of %u x %u",
-                    (unsigned long long)groups, (unsigned)caps->workgroup_count[0],
-                    (unsigned)caps->workgroup_count[1]);
-    double bytes = (double)rows * (double)row_bytes;
-    gpu_dispatch d = {.pipeline = pipeline,
-                      .buffers = {out},
-                      .writes = 1,
-                      .push = &push,
-                      .groups = {(uint32_t)((groups + y - 1) / y), (uint32_t)y, 1},
-                      .cost = {.bytes = bytes, .flops = 10.0 * bytes},
-                      .label = "synthesize",
-                      .layer = -1};
-    return gpu_commands_dispatch(m->commands, &d);
+    return (op_context){.device = m->model->device, .commands = m->commands, .layer = -1};
 }
 
 static ful_result make_tensor(maker *m, ful_type type, uint32_t experts, uint64_t rows,
@@ -210,14 +159,10 @@ static ful_result make_tensor(maker *m, ful_type type, uint32_t experts, uint64_
 {
     TRY(gpu_tensor_create(m->model->device, type, experts, (uint32_t)rows, (uint32_t)cols, name,
                           out));
-    for (uint32_t w = 0; w < out->window_count; w++) {
-        const gpu_window *window = &out->windows[w];
-        /* Uniform in (-a, a) deviates by a / sqrt(3). Row numbers may wrap: they are a hash's. */
-        TRY(make_rows(m, gpu_whole(&window->buffer), type,
-                      window->expert0 * out->rows + window->row0,
-                      window->expert_count * window->row_count, out->row_bytes, 0.0f,
-                      (float)(deviation * sqrt(3.0))));
-    }
+    op_context ctx = maker_context(m);
+    TRY(op_random_tensor(
+        &ctx, out,
+        &(op_random_args){.key = op_random_key(m->seed, m->tensors), .deviation = deviation}));
     m->tensors++;
     m->done_bytes += gpu_tensor_bytes(out);
     return FUL_OK;
@@ -234,7 +179,14 @@ static ful_result make_vector(maker *m, uint64_t n, const char *name, gpu_buffer
 {
     uint64_t row_bytes = (4 * n + 15) / 16 * 16;
     TRY(gpu_buffer_create(m->model->device, row_bytes, GPU_MEMORY_DEVICE, name, out));
-    TRY(make_rows(m, gpu_whole(out), FUL_TYPE_F32, 0, 1, row_bytes, 1.0f, 0.25f));
+    op_context ctx = maker_context(m);
+    TRY(op_random(&ctx, &(op_random_args){.out = gpu_whole(out),
+                                          .type = FUL_TYPE_F32,
+                                          .key = op_random_key(m->seed, m->tensors),
+                                          .rows = 1,
+                                          .row_bytes = row_bytes,
+                                          .mean = 1.0,
+                                          .deviation = 0.25 / sqrt(3.0)}));
     m->tensors++;
     m->done_bytes += row_bytes;
     return FUL_OK;

@@ -271,4 +271,20 @@ typedef struct op_sample_args {
 uint64_t op_sample_scratch_bytes(const op_context *ctx, uint32_t vocab);
 ful_result op_sample(const op_context *ctx, const op_sample_args *args);
 
+/* ---- random.c: pseudo-random numbers, uniform around mean with that standard deviation. A row's
+ * numbers depend on the key and the row's number only. ---- */
+typedef struct op_random_args {
+    gpu_range out; /* [rows][row_bytes], row_bytes a multiple of 16 */
+    ful_type type;
+    uint64_t key; /* op_random_key */
+    uint32_t first_row, rows;
+    uint64_t row_bytes;
+    double mean, deviation;
+} op_random_args;
+uint64_t op_random_key(uint64_t seed, uint64_t number);
+ful_result op_random(const op_context *ctx, const op_random_args *args);
+/* All of a tensor; of args only key, mean and deviation are read. */
+ful_result op_random_tensor(const op_context *ctx, const gpu_tensor *tensor,
+                            const op_random_args *args);
+
 #endif

@@ -189,16 +189,37 @@ static ful_result write_scales(ful_tensor *t, uint32_t expert, uint32_t row0, ui
     return r;
 }
 
+static ful_result rows_check(const ful_tensor *tensor, const char *call, uint32_t expert,
+                             uint32_t row0, uint32_t row_count)
+{
+    const gpu_tensor *t = &tensor->gpu;
+    if (expert >= t->experts || row0 > t->rows || row_count > t->rows - row0)
+        return fail(FUL_ERR_ARGUMENT, "%s: rows %u + %u of expert %u, %s has %u x %u", call,
+                    (unsigned)row0, (unsigned)row_count, (unsigned)expert, tensor->name,
+                    (unsigned)t->experts, (unsigned)t->rows);
+    return FUL_OK;
+}
+
+/* Of `wanted` rows from row0 on, those that lie in one window. */
+static uint32_t rows_together(const gpu_tensor *t, uint32_t expert, uint32_t row0, uint32_t wanted)
+{
+    for (uint32_t i = 0; i < t->window_count; i++) {
+        const gpu_window *w = &t->windows[i];
+        uint32_t end = w->row0 + w->row_count;
+        if (expert >= w->expert0 && expert - w->expert0 < w->expert_count && row0 >= w->row0 &&
+            row0 < end)
+            return wanted < end - row0 ? wanted : end - row0;
+    }
+    return 1;
+}
+
 ful_result ful_tensor_write(ful_tensor *tensor, uint32_t expert, uint32_t row0, uint32_t row_count,
                             const void *data)
 {
     if (tensor == NULL || data == NULL)
         return fail(FUL_ERR_ARGUMENT, "ful_tensor_write: tensor and data must be given");
     gpu_tensor *t = &tensor->gpu;
-    if (expert >= t->experts || row0 > t->rows || row_count > t->rows - row0)
-        return fail(FUL_ERR_ARGUMENT, "ful_tensor_write: rows %u + %u of expert %u, %s has %u x %u",
-                    (unsigned)row0, (unsigned)row_count, (unsigned)expert, tensor->name,
-                    (unsigned)t->experts, (unsigned)t->rows);
+    TRY(rows_check(tensor, "ful_tensor_write", expert, row0, row_count));
     const ful_alloc *a = device_alloc(tensor->device);
     uint64_t packed_bytes = (uint64_t)t->cols * (t->type == FUL_TYPE_F32 ? 4 : 2);
     const uint8_t *rows = data;
@@ -215,6 +236,103 @@ ful_result ful_tensor_write(ful_tensor *tensor, uint32_t expert, uint32_t row0, 
     if (r == FUL_OK && t->type != FUL_TYPE_F16)
         r = write_scales(tensor, expert, row0, row_count, rows, packed_bytes);
     return r;
+}
+
+ful_result ful_tensor_read(const ful_tensor *tensor, uint32_t expert, uint32_t row0,
+                           uint32_t row_count, void *data)
+{
+    if (tensor == NULL || data == NULL)
+        return fail(FUL_ERR_ARGUMENT, "ful_tensor_read: tensor and data must be given");
+    const gpu_tensor *t = &tensor->gpu;
+    TRY(rows_check(tensor, "ful_tensor_read", expert, row0, row_count));
+    const ful_alloc *a = device_alloc(tensor->device);
+    uint64_t packed_bytes = (uint64_t)t->cols * (t->type == FUL_TYPE_F32 ? 4 : 2);
+    uint8_t *rows = data;
+    if (packed_bytes == t->row_bytes) { /* as many rows at once as lie together */
+        for (uint32_t done = 0, n; done < row_count; done += n) {
+            n = rows_together(t, expert, row0 + done, row_count - done);
+            gpu_range range = gpu_tensor_row(t, expert, row0 + done);
+            range.bytes = n * t->row_bytes;
+            TRY(gpu_range_read(tensor->device, range, 0, rows + done * packed_bytes, range.bytes));
+        }
+        return FUL_OK;
+    }
+    uint8_t *padded = mem_zalloc(a, 1, t->row_bytes);
+    if (padded == NULL)
+        return mem_fail(t->row_bytes, "a weight row");
+    ful_result r = FUL_OK;
+    for (uint32_t i = 0; i < row_count && r == FUL_OK; i++) {
+        r = gpu_range_read(tensor->device, gpu_tensor_row(t, expert, row0 + i), 0, padded,
+                           t->row_bytes);
+        memcpy(rows + i * packed_bytes, padded, packed_bytes);
+    }
+    mem_free(a, padded);
+    return r;
+}
+
+/* ---- pseudo-random contents ---- */
+
+static ful_result run_alone(ful_device *device, ful_result (*record)(const op_context *, void *),
+                            void *arg)
+{
+    op_context ctx = {.device = device, .layer = -1};
+    TRY(gpu_commands_begin(device, 0, &ctx.commands));
+    ful_result r = record(&ctx, arg);
+    if (r == FUL_OK)
+        r = gpu_commands_end(ctx.commands);
+    if (r == FUL_OK)
+        r = gpu_commands_submit(ctx.commands);
+    if (r == FUL_OK)
+        r = gpu_commands_wait(ctx.commands);
+    gpu_commands_destroy(&ctx.commands);
+    return r;
+}
+
+typedef struct random_job {
+    const gpu_tensor *tensor;
+    op_random_args args;
+} random_job;
+
+static ful_result record_random(const op_context *ctx, void *arg)
+{
+    random_job *job = arg;
+    if (job->tensor != NULL)
+        return op_random_tensor(ctx, job->tensor, &job->args);
+    return op_random(ctx, &job->args);
+}
+
+ful_result ful_tensor_randomize(ful_tensor *tensor, uint64_t seed, double deviation)
+{
+    if (tensor == NULL)
+        return fail(FUL_ERR_ARGUMENT, "ful_tensor_randomize: tensor must be given");
+    random_job job = {.tensor = &tensor->gpu,
+                      .args = {.key = op_random_key(seed, 0), .deviation = deviation}};
+    return run_alone(tensor->device, record_random, &job);
+}
+
+ful_result ful_buffer_randomize(ful_buffer *buffer, uint64_t seed, double mean, double deviation)
+{
+    if (buffer == NULL)
+        return fail(FUL_ERR_ARGUMENT, "ful_buffer_randomize: buffer must be given");
+    uint64_t part = device_window_bytes(buffer->device), bytes = buffer->gpu.bytes / 16 * 16;
+    for (uint64_t at = 0; at < bytes; at += part) {
+        gpu_range out =
+            gpu_part(gpu_whole(&buffer->gpu), at, bytes - at < part ? bytes - at : part);
+        random_job job = {.args = {.out = out,
+                                   .type = FUL_TYPE_F32,
+                                   .key = op_random_key(seed, at / part),
+                                   .rows = 1,
+                                   .row_bytes = out.bytes,
+                                   .mean = mean,
+                                   .deviation = deviation}};
+        TRY(run_alone(buffer->device, record_random, &job));
+    }
+    /* Rows of the kernel are of four words. */
+    static const float rest[4];
+    if (bytes < buffer->gpu.bytes)
+        TRY(gpu_range_write(buffer->device, gpu_whole(&buffer->gpu), bytes, rest,
+                            buffer->gpu.bytes - bytes));
+    return FUL_OK;
 }
 
 /* ---- keys and values, decay factors, rotation ---- */
@@ -377,6 +495,11 @@ ful_result ful_stream_run(ful_stream *stream, const ful_step *step)
     TRY(gpu_range_write(stream->device, gpu_whole(&stream->step), 0, &params, sizeof params));
     TRY(gpu_commands_submit(stream->commands));
     return gpu_commands_wait(stream->commands);
+}
+
+uint64_t ful_stream_span_ns(const ful_stream *stream)
+{
+    return stream != NULL ? gpu_commands_span_ns(stream->commands) : 0;
 }
 
 ful_result ful_stream_times(ful_stream *stream, ful_op_time *out, uint32_t *count)
