@@ -282,9 +282,16 @@ ful_result gpu_pipeline_from_words(ful_device *device, const gpu_pipeline_desc *
     TRY(desc_check(device, desc));
     gpu_pipeline *p = NULL;
     mutex_lock(device->pipeline_lock);
+    size_t before = device->pipeline_count;
     ful_result r = pipeline_note(device, desc, words, bytes, needs, &p);
     if (r == FUL_OK && device->batch_depth == 0)
         r = ready_locked(device, p);
+    /* One that nobody can use must not fail every batch that follows. */
+    if (r != FUL_OK && device->pipeline_count > before) {
+        device->pipeline_count--;
+        mem_free(&device->alloc, (void *)p->desc.module);
+        mem_free(&device->alloc, p);
+    }
     mutex_unlock(device->pipeline_lock);
     if (r == FUL_OK)
         *out = p;

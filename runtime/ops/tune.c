@@ -25,7 +25,6 @@ enum {
 typedef struct candidate {
     uint32_t value;
     gpu_commands *commands;
-    gpu_buffer scratch;
     double us[ROUNDS];
     double median, least;
     char wrong[160]; /* why it may not be chosen; "" = it may */
@@ -40,6 +39,7 @@ typedef struct tuner {
     tuning_work work;
     bool ready;
     gpu_buffer step, rope, x, half, scale, routes, out;
+    gpu_buffer scratch; /* enough for every candidate of the choice */
     gpu_tensor w, w2;
     op_kv kv;
     candidate list[CANDIDATES];
@@ -294,9 +294,10 @@ static void candidates_list(tuner *t, const tuning_field *f)
         t->list[t->count++] = (candidate){.value = codes[i]};
 }
 
-static ful_result record_once(tuner *t, const tuning_field *f, gpu_range scratch)
+static ful_result record_once(tuner *t, const tuning_field *f)
 {
     const tune_sizes *n = &t->sizes;
+    gpu_range scratch = gpu_whole(&t->scratch);
     uint32_t rows = rows_of(t, f);
     if (f->work == TUNING_ATTENTION)
         return op_attention(&t->ctx, &(op_attention_args){.qkv = gpu_whole(&t->x),
@@ -336,23 +337,27 @@ static uint64_t scratch_bytes(const tuner *t, const tuning_field *f)
     return 4;
 }
 
-static void candidate_end(tuner *t, candidate *c)
+static ful_result scratch_make(tuner *t, const tuning_field *f)
 {
-    if (c->commands != NULL)
-        gpu_commands_destroy(&c->commands);
-    gpu_buffer_destroy(t->device, &c->scratch);
+    uint64_t most = 4;
+    for (uint32_t i = 0; i < t->count; i++) {
+        tuning_set(t->device, f, t->list[i].value);
+        uint64_t bytes = scratch_bytes(t, f);
+        most = bytes > most ? bytes : most;
+    }
+    return buffer_make(t, most, "scratch", &t->scratch);
 }
 
 /* The commands of a candidate, `repeats` times one after the other. */
 static ful_result candidate_record(tuner *t, const tuning_field *f, candidate *c, uint32_t repeats)
 {
-    candidate_end(t, c);
+    if (c->commands != NULL)
+        gpu_commands_destroy(&c->commands);
     tuning_set(t->device, f, c->value);
-    TRY(buffer_make(t, scratch_bytes(t, f), "scratch", &c->scratch));
     TRY(gpu_commands_begin(t->device, GPU_COMMANDS_REUSABLE, &c->commands));
     t->ctx.commands = c->commands;
     for (uint32_t i = 0; i < repeats; i++)
-        TRY(record_once(t, f, gpu_whole(&c->scratch)));
+        TRY(record_once(t, f));
     return gpu_commands_end(c->commands);
 }
 
@@ -490,6 +495,7 @@ static ful_result choose(tuner *t, const tuning_field *f)
     step.position = f->work == TUNING_ATTENTION ? t->sizes.keys - step.n_rows : 0;
     step.kv_tokens = step.position + step.n_rows;
     TRY(gpu_range_write(t->device, gpu_whole(&t->step), 0, &step, sizeof(step)));
+    TRY(scratch_make(t, f));
     for (uint32_t i = 0; i < t->count; i++)
         TRY(candidate_begin(t, f, i));
     if (t->list[0].wrong[0] != 0)
@@ -512,7 +518,9 @@ static ful_result tune_field(tuner *t, const tuning_field *f)
     if (r == FUL_OK)
         r = choose(t, f);
     for (uint32_t i = 0; i < t->count; i++)
-        candidate_end(t, &t->list[i]);
+        if (t->list[i].commands != NULL)
+            gpu_commands_destroy(&t->list[i].commands);
+    gpu_buffer_destroy(t->device, &t->scratch);
     return r;
 }
 
