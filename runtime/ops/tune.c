@@ -50,44 +50,22 @@ typedef struct tuner {
 
 /* ---- inputs ---- */
 
-typedef struct random_push {
-    uint32_t first_row, rows, row_quads;
-    uint32_t key[2];
-    float base, spread;
-} random_push;
-
-static ful_result fill_random(const op_context *ctx, gpu_range out, ful_type type, uint32_t key,
-                              float spread)
+static ful_result fill_random(const op_context *ctx, const gpu_buffer *b, ful_type type,
+                              uint32_t number, double deviation)
 {
-    uint32_t wg = device_is_cpu(ctx->device) ? 8 : 64;
-    op_module module = op_module_name("synthesize", type);
-    gpu_pipeline_desc desc = {.module = module.name,
-                              .buffer_count = 1,
-                              .push_bytes = sizeof(random_push),
-                              .spec_count = 1,
-                              .spec = {wg}};
-    gpu_pipeline *pipeline;
-    TRY(gpu_pipeline_get(ctx->device, &desc, &pipeline));
-    out.bytes = out.bytes / 16 * 16;
-    uint32_t quads = (uint32_t)(out.bytes / 16);
-    random_push push = {.rows = 1, .row_quads = quads, .key = {key, 1}, .spread = spread};
-    gpu_dispatch d = {.pipeline = pipeline,
-                      .buffers = {out},
-                      .writes = 1,
-                      .push = &push,
-                      .cost = {.bytes = (double)out.bytes, .flops = 10.0 * (double)out.bytes},
-                      .label = "random",
-                      .layer = -1};
-    TRY(op_groups(ctx->device, "random", ((uint64_t)quads + wg - 1) / wg, 1, d.groups));
-    return gpu_commands_dispatch(ctx->commands, &d);
+    return op_random(ctx, &(op_random_args){.out = gpu_part(gpu_whole(b), 0, b->bytes / 16 * 16),
+                                            .type = type,
+                                            .key = op_random_key(1, number),
+                                            .rows = 1,
+                                            .row_bytes = b->bytes / 16 * 16,
+                                            .deviation = deviation});
 }
 
-static ful_result fill_tensor(const op_context *ctx, const gpu_tensor *t, uint32_t key)
+static ful_result fill_tensor(const op_context *ctx, const gpu_tensor *t, uint32_t number)
 {
-    float spread = (float)sqrt(3.0 / t->cols);
-    for (uint32_t i = 0; i < t->window_count; i++)
-        TRY(fill_random(ctx, gpu_whole(&t->windows[i].buffer), t->type, key + i, spread));
-    return FUL_OK;
+    return op_random_tensor(
+        ctx, t,
+        &(op_random_args){.key = op_random_key(1, number), .deviation = 1 / sqrt((double)t->cols)});
 }
 
 static ful_result run_now(gpu_commands *commands)
@@ -209,10 +187,10 @@ static op_activation activation(const tuner *t, tuning_work work)
 
 static ful_result record_inputs(tuner *t, tuning_work work)
 {
-    TRY(fill_random(&t->ctx, gpu_whole(&t->x), FUL_TYPE_F32, 1, 2.0f));
+    TRY(fill_random(&t->ctx, &t->x, FUL_TYPE_F32, 1, 1.0));
     if (work == TUNING_ATTENTION) {
         for (uint32_t i = 0; i < t->kv.window_count; i++)
-            TRY(fill_random(&t->ctx, gpu_whole(&t->kv.windows[i]), FUL_TYPE_F16, 2 + i, 1.0f));
+            TRY(fill_random(&t->ctx, &t->kv.windows[i], FUL_TYPE_F16, 2 + i, 0.5));
         return gpu_commands_fill(t->ctx.commands, gpu_whole(&t->rope),
                                  0x3f3504f3u); /* 45 degrees */
     }

@@ -315,6 +315,39 @@ run bench lengths --preset tiny --from 9 --to 8
 expect_error "bench lengths of nothing" 2 "--from"
 run bench model
 expect_error "bench model of nothing" 2 "--preset"
+run bench device
+expect_code "bench device" 0
+expect_text "bench device" "$out" "copy" "read" "GB/s" "multiply-add" "TFLOP/s" "dispatch after dispatch" "submission"
+run bench device --json
+expect_code "bench device --json" 0
+expect_number "bench device --json has rates" "$("$JSON_GET" rates <"$out")" ">=" 6
+run bench device --csv
+expect_number "bench device --csv has rates" "$(wc -l <"$out")" ">=" 7
+run bench ops --shape tiny --rows 1,64 --reps 2
+expect_code "bench ops" 0
+expect_text "bench ops" "$out" "lightning prefill" "lightning decode" "attention prefill" "attention decode" \
+    "moe" "matmul" "matvec" "norm" "route" "used" "of copy" "error"
+last="bench ops (results)"
+! grep -q FAILED "$out"
+report "every op of the table is right" $?
+run bench ops --shape tiny --filter matmul --rows 64 --reps 2 --type f32 --precision f32 --caps=-subgroup,-fp16 --json
+expect_code "bench ops --json" 0
+expect_number "bench ops --json has results" "$("$JSON_GET" results <"$out")" ">=" 1
+expect_same "bench ops --json names the type" "$("$JSON_GET" weights <"$out")" f32
+run bench ops --shape tiny --filter "lightning prefill" --rows 40,64 --reps 2 --csv
+expect_code "bench ops --csv" 0
+expect_same "bench ops --csv has a line a case" "$(wc -l <"$out")" 3
+# A wrong result may not show a figure.
+for op in "lightning prefill" "moe" "norm"; do
+    FULGUR_BENCH_SPOIL=$op run bench ops --shape tiny --filter "$op" --rows 64 --reps 2
+    expect_code "bench ops of a spoilt $op" 1
+    expect_text "bench ops of a spoilt $op: says so" "$out" "FAILED"
+    last="bench ops of a spoilt $op"
+    ! grep "^$op  .*64 .*[0-9] \.\. [0-9]" "$out"
+    report "bench ops of a spoilt $op: no figure" $?
+done
+run bench ops --rows 0
+expect_error "bench ops of no rows" 2 "--rows"
 run bench nothing
 expect_error "bench of nothing" 2 "nothing"
 
