@@ -204,8 +204,8 @@ static moe_plan plan_make(const op_context *ctx, bool half, uint32_t rows, uint3
     p.hidden_bytes = pairs * p.hidden_stride * 4;
     p.hidden = place(&p.bytes, p.hidden_bytes);
     if (half && p.wide && !p.few) {
-        p.packed_bytes =
-            pairs * (p.matrix ? largest(p.gathered_stride, p.packed_stride) : p.packed_stride) * 2;
+        uint64_t stride = p.matrix ? largest(p.gathered_stride, p.packed_stride) : p.packed_stride;
+        p.packed_bytes = (pairs + (p.matrix ? TILES_SPARE_ROWS : 0)) * stride * 2;
         p.scale_bytes = pairs * 4;
         p.packed = place(&p.bytes, p.packed_bytes);
         p.scale = place(&p.bytes, p.scale_bytes);

@@ -118,10 +118,11 @@ bool tiles_usable(const op_context *ctx)
 uint32_t tiles_group_rows(const op_context *ctx, uint32_t rows)
 {
     const ful_caps *caps = device_caps(ctx->device);
-    uint32_t code = tuned_code(ctx, true, rows);
+    uint32_t code = tuned_code(ctx, true, rows), bm = code >> 14 & 0x3fff;
     tile_size s;
-    if (code != 0 && size_choose(caps, rows, 0, 0, code, &s))
-        return s.bm;
+    /* Tiles of whole workgroups leave some weights to those of subgroups. */
+    if (bm != 0 && size_choose(caps, rows, bm, 0, 0, &s))
+        return bm;
     return size_choose(caps, rows, 0, 0, 0, &s) ? s.bm : 0;
 }
 
@@ -152,6 +153,8 @@ bool tiles_choose(const op_context *ctx, const tile_request *q, tile_kernel *out
     if (q->block != 0 && (q->grouped || q->act == OP_ACT_SWIGLU || !blocks_fit(q->w, q->block)))
         return false;
     uint32_t code = tuned_code(ctx, q->grouped, q->rows);
+    if (tiles_flexible_choose(ctx, q, code, out))
+        return true;
     tile_size s;
     if ((code == 0 || !size_choose(caps, q->rows, q->tile_rows, q->block, code, &s)) &&
         !size_choose(caps, q->rows, q->tile_rows, q->block, 0, &s))
@@ -251,5 +254,5 @@ uint32_t tiles_candidates(const op_context *ctx, uint32_t *codes, uint32_t most)
         if (size_fit(caps, 0, &s))
             codes[n++] = tile_code(TILE_KIND_SUBGROUP, s.bm, s.bn);
     }
-    return n;
+    return n + tiles_flexible_codes(ctx, codes + n, most - n);
 }

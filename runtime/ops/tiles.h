@@ -36,6 +36,9 @@ typedef struct tile_kernel {
     uint32_t bm, bn;        /* rows of x and weight rows of a tile */
 } tile_kernel;
 
+/* Grouped kernels may read a tile that begins at the last sorted row: x must have room for it. */
+enum { TILES_SPARE_ROWS = 128 };
+
 /* True if the device has a kernel for halves on matrix units at all. */
 bool tiles_usable(const op_context *ctx);
 /* False if no kernel serves the request there. */
@@ -46,6 +49,13 @@ uint32_t tiles_group_rows(const op_context *ctx, uint32_t rows);
 /* tile_codes (tuning.h) of the kernels that the device has. */
 uint32_t tiles_candidates(const op_context *ctx, uint32_t *codes, uint32_t most);
 
+/* ---- tiles_flexible.c: tiles on the cooperative matrices of whole workgroups ---- */
+/* The kernel of that code; false if it does not serve the request or is none of these. */
+bool tiles_flexible_choose(const op_context *ctx, const tile_request *request, uint32_t code,
+                           tile_kernel *out);
+uint32_t tiles_flexible_codes(const op_context *ctx, uint32_t *codes, uint32_t most);
+
+/* ---- tiles.c ---- */
 /* All of a dense product. */
 ful_result tiles_matmul(const op_context *ctx, const op_matmul_args *args,
                         const tile_kernel *kernel);

@@ -1,6 +1,8 @@
 /* Routing and mixture of experts on the device against the double-precision references: every
  * variant, capability mask, windowing and skew of the routing. */
 #include "../util/device_fixture.h" /* before cmocka.h, whose fail() is a macro */
+#include "ops/tiles.h"
+#include "ops/tuning.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -353,6 +355,39 @@ static void test_all_masks(void **state)
     }
 }
 
+/* Every matrix kernel that the device can run, each chosen as tuning would; whole tiles and others.
+ */
+static void test_candidates(void **state)
+{
+    (void)state;
+    static const shape shapes[] = {{300, 4, 2, 512, 512}, {120, 8, 2, 520, 264}};
+    device_fixture f;
+    fixture_open(&f, "");
+    op_context ctx = fixture_begin(&f, &(step_params){.n_rows = 1}, true);
+    uint32_t codes[32], count = tiles_candidates(&ctx, codes, 32), fields_count;
+    const tuning_field *fields = tuning_fields(&fields_count);
+    fixture_end(&f);
+    for (uint32_t i = 0; i <= count; i++) {
+        for (uint32_t j = 0; j < fields_count; j++)
+            if (strncmp(fields[j].name, "expert tile", 11) == 0)
+                tuning_set(f.device, &fields[j], i < count ? codes[i] : 0);
+        bool subgroups = i < count && codes[i] >> 28 == TILE_KIND_SUBGROUP;
+        for (uint32_t j = 0; j < 4 && i < count; j++) {
+            if (subgroups && !fixture_full() && j != i % 4)
+                continue;
+            variant v = {.type = j == 3 ? FUL_TYPE_BF16 : FUL_TYPE_F16,
+                         .shape = OP_SHAPE_WIDE,
+                         .half = true,
+                         .routing = (routing)(j % ROUTING_COUNT)};
+            check_case(&f, &shapes[j % 2], &v, 50 + j);
+        }
+    }
+    fixture_close(&f);
+    if (count == 0 || codes[count - 1] >> 28 != TILE_KIND_WORKGROUP)
+        print_message("no tiles of whole workgroups: the device has no cooperative matrices of "
+                      "workgroup scope\n");
+}
+
 /* Many rows: parts of rows where the binding is small. */
 static void test_long(void **state)
 {
@@ -675,6 +710,7 @@ int main(void)
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_all_masks),
         cmocka_unit_test(test_long),
+        cmocka_unit_test(test_candidates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

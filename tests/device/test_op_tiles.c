@@ -2,6 +2,8 @@
  * reference; results as f32 and as block-scaled halves; rows of every magnitude, rows that are not
  * finite; every edge of the tiles. Outputs are poisoned, guarded and computed twice. */
 #include "../util/device_fixture.h" /* before cmocka.h, whose fail() is a macro */
+#include "ops/tiles.h"
+#include "ops/tuning.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -376,14 +378,70 @@ static void test_long(void **state)
     fixture_close(&f);
 }
 
+/* Makes `code` the choice for every number of rows. */
+static void choose_tile(device_fixture *f, uint32_t code)
+{
+    uint32_t count;
+    const tuning_field *fields = tuning_fields(&count);
+    for (uint32_t i = 0; i < count; i++)
+        if (strncmp(fields[i].name, "matmul tile", 11) == 0)
+            tuning_set(f->device, &fields[i], code);
+}
+
+/* Whole tiles and steps, which are read without bounds, and some a little larger. */
+static void whole_tiles(device_fixture *f)
+{
+    for (uint32_t i = 0; i < 12; i++) {
+        tile_case c = {.type = i == 5 ? FUL_TYPE_BF16 : FUL_TYPE_F16,
+                       .act = (op_act)(i % 3),
+                       .rows = i < 6 ? 256 : 512 + i,
+                       .n_rows = i % 2 == 0 ? 130 + i : 256,
+                       .cols = i % 4 == 3 ? 1024 : 512,
+                       .weights = i < 9 ? 256 : 258,
+                       .out_pad = i % 2 * 8};
+        run_case(f, &c);
+        if (i % 3 == 2 || i >= 9)
+            continue;
+        c.block = i % 2 == 0 ? 64 : 128;
+        c.out_pad = i % 4 / 2 * c.block;
+        run_case(f, &c);
+    }
+}
+
+/* Every kernel that the device can run, each chosen as tuning would. */
+static void test_candidates(void **state)
+{
+    (void)state;
+    device_fixture f;
+    fixture_open(&f, "");
+    op_context ctx = fixture_begin(&f, &(step_params){.n_rows = 1}, true);
+    uint32_t codes[32], count = tiles_candidates(&ctx, codes, 32), flexible = 0;
+    fixture_end(&f);
+    for (uint32_t i = 0; i < count; i++) {
+        choose_tile(&f, codes[i]);
+        if (codes[i] >> 28 == TILE_KIND_WORKGROUP) {
+            flexible++;
+            edges(&f);
+            blocks(&f);
+            extremes(&f);
+        }
+        if (codes[i] >> 28 == TILE_KIND_WORKGROUP || fixture_full())
+            whole_tiles(&f);
+    }
+    choose_tile(&f, 0);
+    fixture_close(&f);
+    if (flexible == 0)
+        print_message("no tiles of whole workgroups: the device has no cooperative matrices of "
+                      "workgroup scope\n");
+}
+
 int main(void)
 {
     fixture_require_device();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_edges),
-        cmocka_unit_test(test_blocks),
-        cmocka_unit_test(test_extremes),
-        cmocka_unit_test(test_long),
+        cmocka_unit_test(test_edges),      cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_extremes),   cmocka_unit_test(test_long),
+        cmocka_unit_test(test_candidates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
