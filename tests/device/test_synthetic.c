@@ -231,6 +231,32 @@ static void test_refusals(void **state)
     fixture_close(&f);
 }
 
+/* One logit that is not finite is found wherever it lies, in a vocabulary of odd size. */
+static void test_one_bad_logit(void **state)
+{
+    (void)state;
+    enum { ODD = 77 };
+    const ful_synthetic_params *params =
+        ful_synthetic_params(.preset = "tiny", .block_count = 1, .hidden_size = 64,
+                             .vocab_size = ODD, .weight_type = FUL_TYPE_F32);
+    static const uint32_t rows[] = {0, 1, 38, ODD - 2, ODD - 1};
+    static const uint32_t values[] = {0x7fc00000u, 0xff800000u, 0x7f800000u, 0xffc00000u,
+                                      0x7fc00000u};
+    made m;
+    make(&m, "", params, FUL_PRECISION_F32);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        uint32_t good;
+        gpu_range row = gpu_tensor_row(&m.model->head, 0, rows[i]);
+        EXPECT_OK(ful_session_reset(m.session));
+        EXPECT_OK(ful_decode(m.session, 5));
+        EXPECT_OK(gpu_range_read(m.device.device, row, 0, &good, 4));
+        EXPECT_OK(gpu_range_write(m.device.device, row, 0, &values[i], 4));
+        assert_int_equal(ful_decode(m.session, 6), FUL_ERR_NOT_FINITE);
+        EXPECT_OK(gpu_range_write(m.device.device, row, 0, &good, 4));
+    }
+    unmake(&m);
+}
+
 typedef struct census {
     uint32_t seen[4][4];
     size_t rows;
@@ -411,6 +437,7 @@ int main(void)
         cmocka_unit_test(test_routes),
         cmocka_unit_test(test_wide_chunks),
         cmocka_unit_test(test_default_chunk),
+        cmocka_unit_test(test_one_bad_logit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
