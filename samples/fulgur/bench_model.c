@@ -7,6 +7,8 @@
 #include <string.h>
 #include <time.h>
 
+#include <fulgur/ops.h>
+
 int32_t bench_token(uint64_t seed, uint64_t i, uint32_t vocab)
 {
     uint64_t x = (seed + 1) * 0x9e3779b97f4a7c15u + i * 0xd1342543de82ef95u;
@@ -321,6 +323,12 @@ static bool add_tests(bench_run *b, const bench_list *prefill, const bench_list 
     return true;
 }
 
+static double rate_of(ful_device *device, ful_rate rate)
+{
+    ful_rate_result r;
+    return ful_device_measure(device, rate, &r) == FUL_OK ? r.median : 0.0;
+}
+
 static int measure(bench_run *b, const char *path, size_t most, const char *format)
 {
     int code = cli_open_model(&b->model, path, most);
@@ -329,6 +337,13 @@ static int measure(bench_run *b, const char *path, size_t most, const char *form
     b->type = ful_model_get_info(b->model.model)->weight_type;
     code = run_tests(b, most);
     if (code == CLI_OK) {
+        /* In the same run, and last: the device is warm. */
+        uint64_t now;
+        ful_device_memory(b->model.device, &now, &b->peak_bytes);
+        ful_session_destroy(&b->model.session);
+        b->read = rate_of(b->model.device, FUL_RATE_READ);
+        b->copy = rate_of(b->model.device, FUL_RATE_COPY);
+        b->matrix = rate_of(b->model.device, FUL_RATE_MATRIX);
         if (strcmp(format, "json") == 0)
             bench_model_json(b);
         else if (strcmp(format, "csv") == 0)

@@ -43,8 +43,10 @@ typedef struct bench_run {
     uint32_t test_count, reps;
     uint64_t seed;
     bool profile;
-    const char *name; /* preset or folder */
-    ful_type type;    /* of most weights */
+    const char *name;          /* preset or folder */
+    ful_type type;             /* of most weights */
+    uint64_t peak_bytes;       /* held by the measured runs */
+    double read, copy, matrix; /* what the device can do, bytes/s and FLOP/s; 0: not measured */
 } bench_run;
 
 void bench_model_table(const bench_run *b);

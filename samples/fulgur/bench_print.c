@@ -25,8 +25,6 @@ static void print_head(const bench_run *b)
     const ful_device_info *d = ful_device_get_info(b->model.device);
     const ful_model_info *i = ful_model_get_info(b->model.model);
     const ful_plan *p = ful_model_get_plan(b->model.model);
-    uint64_t now, peak;
-    ful_device_memory(b->model.device, &now, &peak);
     printf("device   %s (%s), %s\n", d->name, ful_device_kind_name(d->kind), d->driver);
     printf("model    %s: %u layers (%u softmax), hidden %u, %u experts top-%u of %u, vocabulary "
            "%u\n",
@@ -40,7 +38,9 @@ static void print_head(const bench_run *b)
            mib(p->weight_bytes), p->max_tokens, p->chunk_tokens, mib(p->state_bytes),
            mib(p->kv_bytes), mib(p->activation_bytes), mib(p->total_bytes),
            mib(p->available_bytes));
-    printf("         %.1f MiB at most were held\n", mib(peak));
+    printf("         %.1f MiB at most were held\n", mib(b->peak_bytes));
+    printf("rates    read %.4g GB/s, copy %.4g GB/s, f16 matrices %.4g TFLOP/s (0: not there)\n",
+           b->read / 1e9, b->copy / 1e9, b->matrix / 1e12);
     printf("load     device %.0f ms, weights %.0f ms, pipelines %.0f ms, session %.0f ms\n\n",
            (double)b->model.device_ns / 1e6, (double)b->model.weights_ns / 1e6,
            (double)b->model.pipelines_ns / 1e6, (double)b->model.session_ns / 1e6);
@@ -49,29 +49,31 @@ static void print_head(const bench_run *b)
 void bench_model_table(const bench_run *b)
 {
     print_head(b);
-    printf("%-8s %8s %12s %21s %10s %10s %10s %8s %6s %6s %13s  %s\n", "test", "depth", "tokens/s",
-           "least .. most", "GPU us/t", "CPU us/t", "host us/t", "GB/s", "disp.", "subm.",
-           "experts", "logits");
+    printf("%-8s %8s %12s %21s %10s %10s %10s %8s %6s %6s %6s %13s  %s\n", "test", "depth",
+           "tokens/s", "least .. most", "GPU us/t", "CPU us/t", "host us/t", "GB/s", "read",
+           "disp.", "subm.", "experts", "logits");
     for (uint32_t i = 0; i < b->test_count; i++) {
         const bench_test *t = &b->tests[i];
         char name[24], spread[48];
         test_name(t, name, sizeof name);
         snprintf(spread, sizeof spread, "%.1f .. %.1f", t->rate.least, t->rate.most);
         if (t->wrong) { /* no figure without a right answer */
-            printf("%-8s %8u %12s %21s %70s  %s\n", name, t->depth, "-", "-", "", t->wrong);
+            printf("%-8s %8u %12s %21s %77s  %s\n", name, t->depth, "-", "-", "", t->wrong);
             continue;
         }
         printf("%-8s %8u %12.1f %21s %10.2f %10.2f ", name, t->depth, t->rate.median, spread,
                t->gpu_ns / 1e3, t->cpu_ns / 1e3);
         if (t->decode)
-            printf("%10.2f %8.1f %6u %6u", t->host_ns / 1e3, weight_gbps(t), t->dispatches,
+            printf("%10.2f %8.1f %5.1f%% %6u %6u", t->host_ns / 1e3, weight_gbps(t),
+                   b->read > 0.0 ? weight_gbps(t) * 1e11 / b->read : 0.0, t->dispatches,
                    t->submits);
         else
-            printf("%10s %8s %6s %6s", "", "", "", "");
+            printf("%10s %8s %6s %6s %6s", "", "", "", "", "");
         printf(" %7.1f, >= %-2u  same\n", t->experts, t->least_experts);
     }
     printf("\na token's time: GPU, 0 = no timestamps; CPU of the calling thread; host: outside the "
-           "wait;\nGB/s: weights read for a token; experts: distinct ones a layer, on average and "
+           "wait;\nGB/s: weights read for a token, and their share of the read rate; experts: "
+           "distinct ones a layer, on average and "
            "at least;\nlogits: finite, and the same bits in each of %u runs\n",
            b->reps + 1);
 }
@@ -159,8 +161,6 @@ void bench_model_json(const bench_run *b)
     const ful_device_info *d = ful_device_get_info(b->model.device);
     const ful_model_info *i = ful_model_get_info(b->model.model);
     const ful_plan *p = ful_model_get_plan(b->model.model);
-    uint64_t now, peak;
-    ful_device_memory(b->model.device, &now, &peak);
     printf("{");
     json_text("device", d->name);
     json_text("driver", d->driver);
@@ -178,7 +178,9 @@ void bench_model_json(const bench_run *b)
            ", \"available_bytes\": %" PRIu64 ", \"peak_bytes\": %" PRIu64
            ", \"chunk_tokens\": %u, \"context\": %zu,\n",
            p->weight_bytes, p->state_bytes, p->kv_bytes, p->activation_bytes, p->total_bytes,
-           p->available_bytes, peak, p->chunk_tokens, p->max_tokens);
+           p->available_bytes, b->peak_bytes, p->chunk_tokens, p->max_tokens);
+    printf(" \"read_gb_per_s\": %.3f, \"copy_gb_per_s\": %.3f, \"matrix_tflop_per_s\": %.3f,\n",
+           b->read / 1e9, b->copy / 1e9, b->matrix / 1e12);
     printf(" \"device_ms\": %.3f, \"weights_ms\": %.3f, \"pipelines_ms\": %.3f, \"session_ms\": "
            "%.3f, \"reps\": %u, \"tests\": [\n",
            (double)b->model.device_ns / 1e6, (double)b->model.weights_ns / 1e6,
