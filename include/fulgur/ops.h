@@ -109,6 +109,10 @@ typedef struct ful_step {
     uint32_t n_rows; /* rows that are real, at most the `rows` given to the ops; the others are left
                       * as they are. 0 = the largest `rows` given */
     uint32_t position; /* of row 0 in its sequence: attention only */
+    /* How ful_op_sample draws, as in ful_sampler_params; all zero: the largest logit. */
+    float temperature, top_p, min_p;
+    uint32_t top_k;
+    float uniform; /* in [0, 1): which token of those that are left */
 } ful_step;
 
 /* Runs everything recorded, in order, and waits. The first run ends the recording. Errors:
@@ -259,6 +263,15 @@ typedef struct ful_attention_args {
     ful_range out;
 } ful_attention_args;
 FUL_API ful_result ful_op_attention(ful_stream *stream, const ful_attention_args *args);
+
+/* Draws one token by the rule of ful_sample_logits, with the step's parameters and its uniform
+ * number. logits [vocab] f32; out: u32 token, u32 flags (bit 0: a logit is not finite). */
+typedef struct ful_sample_args {
+    ful_range logits;
+    uint32_t vocab;
+    ful_range out;
+} ful_sample_args;
+FUL_API ful_result ful_op_sample(ful_stream *stream, const ful_sample_args *args);
 
 /* ---- what the device itself can do ---- */
 

@@ -285,3 +285,17 @@ ful_result ful_op_attention(ful_stream *stream, const ful_attention_args *args)
         stream->kv_tokens = kv->capacity_tokens;
     return recorded(stream, op_attention(&stream->ctx, &op), args->rows);
 }
+
+ful_result ful_op_sample(ful_stream *stream, const ful_sample_args *args)
+{
+    TRY(stream_check(stream, args, "ful_op_sample", 1));
+    if (args->vocab == 0)
+        return fail(FUL_ERR_ARGUMENT, "ful_op_sample: no logits");
+    op_sample_args op = {.vocab = args->vocab};
+    TRY(RANGES(stream, "ful_op_sample",
+               {"logits", &args->logits, f32_bytes(1, args->vocab), &op.logits},
+               {"out", &args->out, 8, &op.out}));
+    TRY(stream_scratch_get(stream, op_sample_scratch_bytes(&stream->ctx, args->vocab),
+                           &op.scratch));
+    return recorded(stream, op_sample(&stream->ctx, &op), 1);
+}

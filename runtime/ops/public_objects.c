@@ -492,6 +492,13 @@ ful_result ful_stream_run(ful_stream *stream, const ful_step *step)
         TRY(gpu_commands_end(stream->commands));
     }
     step_params params = {.n_rows = rows, .position = position, .kv_tokens = position + rows};
+    if (step != NULL) {
+        params.temperature = step->temperature;
+        params.top_p = step->top_p != 0 ? step->top_p : 1.0f;
+        params.min_p = step->min_p;
+        params.top_k = step->top_k;
+        params.uniform = step->uniform;
+    }
     TRY(gpu_range_write(stream->device, gpu_whole(&stream->step), 0, &params, sizeof params));
     TRY(gpu_commands_submit(stream->commands));
     return gpu_commands_wait(stream->commands);

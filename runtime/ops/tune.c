@@ -39,8 +39,9 @@ typedef struct tuner {
     tuning_work work;
     bool ready;
     gpu_buffer step, rope, x, half, scale, routes, out;
-    gpu_buffer scratch; /* enough for every candidate of the choice */
-    gpu_tensor w, w2;
+    gpu_buffer scratch;    /* enough for every candidate of the choice */
+    gpu_tensor w, w2, w13; /* of a step: into and out of the mixer, and experts */
+    gpu_tensor down;
     op_kv kv;
     candidate list[CANDIDATES];
     uint32_t count;
@@ -80,7 +81,7 @@ static ful_result buffer_make(tuner *t, uint64_t bytes, const char *name, gpu_bu
 }
 
 /* Pairs of the rows' experts: varied, two different ones a row. */
-static ful_result routes_make(tuner *t, uint32_t rows)
+static ful_result routes_make(tuner *t, tuning_work work, uint32_t rows)
 {
     const ful_alloc *a = device_alloc(t->device);
     uint64_t words = 2 * TOP_K * (uint64_t)rows;
@@ -88,7 +89,7 @@ static ful_result routes_make(tuner *t, uint32_t rows)
     if (routes == NULL)
         return mem_fail(words * sizeof(*routes), "routes");
     const float weight = 0.5f;
-    uint32_t experts = t->sizes.experts;
+    uint32_t experts = work == TUNING_MATVEC ? (uint32_t)TOP_K : t->sizes.experts;
     for (uint32_t r = 0; r < rows; r++) {
         uint32_t hash = (r + 1) * 0x9e3779b9u;
         hash ^= hash >> 15;
@@ -124,6 +125,7 @@ static uint32_t x_cols(const tuner *t, tuning_work work)
 {
     const tune_sizes *n = &t->sizes;
     return work == TUNING_EXPERTS     ? n->dim
+           : work == TUNING_MATVEC    ? (n->cols > n->weight_rows ? n->cols : n->weight_rows)
            : work == TUNING_ATTENTION ? (n->heads + 2 * n->kv_heads) * n->head_dim
                                       : n->cols;
 }
@@ -132,8 +134,26 @@ static uint32_t out_cols(const tuner *t, tuning_work work)
 {
     const tune_sizes *n = &t->sizes;
     return work == TUNING_EXPERTS     ? n->dim
+           : work == TUNING_MATVEC    ? n->weight_rows + 2 * n->cols
            : work == TUNING_ATTENTION ? n->heads * n->head_dim
                                       : n->weight_rows;
+}
+
+static ful_result weights_make(tuner *t, uint32_t experts, uint32_t rows, uint32_t cols,
+                               gpu_tensor *out)
+{
+    return gpu_tensor_create(t->device, FUL_TYPE_F16, experts, rows, cols, "weights", out);
+}
+
+/* What one token reads in a layer: the matrices around the mixer and those of TOP_K experts. */
+static ful_result step_allocate(tuner *t)
+{
+    const tune_sizes *n = &t->sizes;
+    TRY(buffer_make(t, 8 * TOP_K, "routes", &t->routes));
+    TRY(weights_make(t, 1, n->weight_rows, n->cols, &t->w));
+    TRY(weights_make(t, 1, n->cols, n->weight_rows, &t->w2));
+    TRY(weights_make(t, TOP_K, 2 * n->step_width, n->cols, &t->w13));
+    return weights_make(t, TOP_K, n->cols, n->step_width, &t->down);
 }
 
 static ful_result work_allocate(tuner *t, tuning_work work)
@@ -159,18 +179,17 @@ static ful_result work_allocate(tuner *t, tuning_work work)
         TRY(op_kv_create(t->device, t->kv.type, n->kv_heads, n->head_dim, n->keys, &t->kv));
         return buffer_make(t, 4 * (uint64_t)n->head_dim, "rope", &t->rope);
     }
+    if (work == TUNING_MATVEC)
+        return step_allocate(t);
     if (t->ctx.half) {
         TRY(buffer_make(t, 2 * rows * cols, "halves", &t->half));
         TRY(buffer_make(t, 4 * rows, "row scales", &t->scale));
     }
-    if (work != TUNING_EXPERTS)
-        return gpu_tensor_create(t->device, FUL_TYPE_F16, 1, n->weight_rows, n->cols, "weights",
-                                 &t->w);
+    if (work == TUNING_MATMUL)
+        return weights_make(t, 1, n->weight_rows, n->cols, &t->w);
     TRY(buffer_make(t, 8 * TOP_K * rows, "routes", &t->routes));
-    TRY(gpu_tensor_create(t->device, FUL_TYPE_F16, n->experts, 2 * n->width, n->dim, "weights",
-                          &t->w));
-    return gpu_tensor_create(t->device, FUL_TYPE_F16, n->experts, n->dim, n->width, "weights",
-                             &t->w2);
+    TRY(weights_make(t, n->experts, 2 * n->width, n->dim, &t->w13));
+    return weights_make(t, n->experts, n->dim, n->width, &t->down);
 }
 
 static op_activation activation(const tuner *t, tuning_work work)
@@ -194,10 +213,10 @@ static ful_result record_inputs(tuner *t, tuning_work work)
         return gpu_commands_fill(t->ctx.commands, gpu_whole(&t->rope),
                                  0x3f3504f3u); /* 45 degrees */
     }
-    TRY(fill_tensor(&t->ctx, &t->w, 100));
-    if (work == TUNING_EXPERTS)
-        TRY(fill_tensor(&t->ctx, &t->w2, 200));
-    if (!t->ctx.half)
+    const gpu_tensor *tensors[] = {&t->w, &t->w2, &t->w13, &t->down};
+    for (uint32_t i = 0; i < 4; i++)
+        TRY(fill_tensor(&t->ctx, tensors[i], 100 + i));
+    if (!t->ctx.half || work == TUNING_MATVEC)
         return FUL_OK;
     op_activation half = activation(t, work);
     return op_pack(&t->ctx, gpu_whole(&t->x), &half, most_rows(t, work), true);
@@ -223,6 +242,8 @@ static void work_end(tuner *t)
         gpu_buffer_destroy(t->device, buffers[i]);
     gpu_tensor_destroy(t->device, &t->w);
     gpu_tensor_destroy(t->device, &t->w2);
+    gpu_tensor_destroy(t->device, &t->w13);
+    gpu_tensor_destroy(t->device, &t->down);
     if (t->kv.windows != NULL)
         op_kv_destroy(t->device, &t->kv);
     mem_free(a, t->want);
@@ -272,6 +293,33 @@ static void candidates_list(tuner *t, const tuning_field *f)
         t->list[t->count++] = (candidate){.value = codes[i]};
 }
 
+/* Products of one row, as a decoded token asks for them, with results one after the other. */
+static ful_result record_step(tuner *t)
+{
+    const tune_sizes *n = &t->sizes;
+    gpu_range x = gpu_whole(&t->x), out = gpu_whole(&t->out);
+    uint64_t into = 4 * (uint64_t)n->weight_rows, from = 4 * (uint64_t)n->cols;
+    TRY(op_matmul(&t->ctx, &(op_matmul_args){.x = {.data = x, .dim = n->cols, .stride = n->cols},
+                                             .w = &t->w,
+                                             .out = gpu_part(out, 0, into),
+                                             .out_stride = n->weight_rows,
+                                             .rows = 1}));
+    TRY(op_matmul(&t->ctx, &(op_matmul_args){
+                               .x = {.data = x, .dim = n->weight_rows, .stride = n->weight_rows},
+                               .w = &t->w2,
+                               .out = gpu_part(out, into, from),
+                               .out_stride = n->cols,
+                               .rows = 1}));
+    return op_moe(&t->ctx, &(op_moe_args){.x = {.data = x, .dim = n->cols, .stride = n->cols},
+                                          .routes = gpu_whole(&t->routes),
+                                          .w13 = &t->w13,
+                                          .w2 = &t->down,
+                                          .top_k = TOP_K,
+                                          .rows = 1,
+                                          .out = gpu_part(out, into + from, from),
+                                          .scratch = gpu_whole(&t->scratch)});
+}
+
 static ful_result record_once(tuner *t, const tuning_field *f)
 {
     const tune_sizes *n = &t->sizes;
@@ -291,12 +339,14 @@ static ful_result record_once(tuner *t, const tuning_field *f)
     if (f->work == TUNING_EXPERTS)
         return op_moe(&t->ctx, &(op_moe_args){.x = activation(t, f->work),
                                               .routes = gpu_whole(&t->routes),
-                                              .w13 = &t->w,
-                                              .w2 = &t->w2,
+                                              .w13 = &t->w13,
+                                              .w2 = &t->down,
                                               .top_k = TOP_K,
                                               .rows = rows,
                                               .out = gpu_whole(&t->out),
                                               .scratch = scratch});
+    if (f->work == TUNING_MATVEC)
+        return record_step(t);
     return op_matmul(&t->ctx, &(op_matmul_args){.x = activation(t, f->work),
                                                 .w = &t->w,
                                                 .out = gpu_whole(&t->out),
@@ -312,6 +362,8 @@ static uint64_t scratch_bytes(const tuner *t, const tuning_field *f)
         return op_attention_scratch_bytes(&t->ctx, rows, n->heads, n->head_dim, &t->kv);
     if (f->work == TUNING_EXPERTS)
         return op_moe_scratch_bytes(&t->ctx, rows, TOP_K, n->experts, n->dim, n->width);
+    if (f->work == TUNING_MATVEC)
+        return op_moe_scratch_bytes(&t->ctx, rows, TOP_K, TOP_K, n->cols, n->step_width);
     return 4;
 }
 
@@ -467,8 +519,8 @@ static ful_result report(const tuner *t, const tuning_field *f, uint32_t best)
 static ful_result choose(tuner *t, const tuning_field *f)
 {
     uint32_t best = 0;
-    if (f->work == TUNING_EXPERTS)
-        TRY(routes_make(t, rows_of(t, f)));
+    if (f->work == TUNING_EXPERTS || f->work == TUNING_MATVEC)
+        TRY(routes_make(t, f->work, rows_of(t, f)));
     step_params step = {.n_rows = rows_of(t, f)};
     step.position = f->work == TUNING_ATTENTION ? t->sizes.keys - step.n_rows : 0;
     step.kv_tokens = step.position + step.n_rows;
@@ -545,10 +597,10 @@ static tune_sizes sizes_for(const ful_device *device)
 {
     ful_device_kind kind = ful_device_get_info(device)->kind;
     if (device_is_cpu(device))
-        return (tune_sizes){256, 256, 4, 128, 64, 8, 2, 64, 1024, 0, 5};
+        return (tune_sizes){256, 256, 4, 128, 64, 128, 8, 2, 64, 1024, 0, 5};
     if (kind == FUL_DEVICE_DISCRETE && device_free_bytes(device) >= 4ull << 30)
-        return (tune_sizes){6144, 8192, 8, 6144, 2304, 64, 8, 128, 16384, 100, 15};
-    return (tune_sizes){2048, 2048, 8, 1024, 1024, 16, 2, 128, 8192, 100, 9};
+        return (tune_sizes){6144, 8192, 8, 6144, 2304, 9216, 64, 8, 128, 16384, 100, 15};
+    return (tune_sizes){2048, 2048, 8, 1024, 1024, 2048, 16, 2, 128, 8192, 100, 9};
 }
 
 ful_result ful_device_tune(ful_device *device, const ful_tune_params *params)

@@ -65,6 +65,7 @@ void tuning_set(ful_device *device, const tuning_field *field, uint32_t value);
 typedef struct tune_sizes {
     uint32_t cols, weight_rows;
     uint32_t experts, dim, width;
+    uint32_t step_width; /* of the experts of one token */
     uint32_t heads, kv_heads, head_dim, keys;
     uint32_t warm_ms, rounds; /* before, and measurements of, a choice */
 } tune_sizes;

@@ -453,6 +453,8 @@ const bench_kind bench_kinds[] = {
     {"matvec qkv", qkv_make, qkv_check, true},
     {"matvec out", project_make, project_check, true},
     {"norm", norm_make, norm_check, false},
+    {"gated norm", bench_gated_make, bench_gated_check, false},
+    {"sample", bench_draw_make, bench_draw_check, true},
     {"route", route_make, route_check, false},
 };
 const uint32_t bench_kind_count = sizeof bench_kinds / sizeof *bench_kinds;

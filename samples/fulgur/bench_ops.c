@@ -6,10 +6,10 @@
 #include <string.h>
 
 static const bench_shape shapes[] = {
-    {"real", 6144, 64, 8, 128, 64, 32, 2, 9216},
-    {"mid", 2048, 16, 2, 128, 64, 16, 2, 1792},
-    {"small", 1024, 8, 2, 128, 64, 8, 2, 1536},
-    {"tiny", 256, 8, 2, 64, 32, 8, 2, 512},
+    {"real", 6144, 64, 8, 128, 64, 32, 2, 9216, 200064},
+    {"mid", 2048, 16, 2, 128, 64, 16, 2, 1792, 32768},
+    {"small", 1024, 8, 2, 128, 64, 8, 2, 1536, 8192},
+    {"tiny", 256, 8, 2, 64, 32, 8, 2, 512, 1024},
 };
 enum { SHAPE_COUNT = sizeof shapes / sizeof *shapes, MOST_ROWS = 16, MOST_REPS = 101 };
 
@@ -45,7 +45,7 @@ typedef struct ops_run {
 /* Prompts and steps that the published figures of this field are given for. */
 static const row_list prompts = {{1024, 4096, 16384, 65536}, 4}, experts = {{512, 2048, 8192}, 3},
                       steps = {{1, 2, 4, 8, 16, 32, 64}, 7}, products = {{512, 2048}, 2},
-                      norms = {{1, 2048}, 2}, sequences = {{1, 16, 64, 256}, 4},
+                      norms = {{1, 2048}, 2}, single = {{1}, 1}, sequences = {{1, 16, 64, 256}, 4},
                       contexts = {{1024, 16384, 65536, 262144}, 4}, short_prompts = {{64, 256}, 2},
                       short_steps = {{1, 4, 16}, 3};
 
@@ -54,6 +54,8 @@ static const row_list *rows_of(const ops_run *b, const bench_kind *k)
     bool cpu = ful_device_get_info(b->model.device)->kind == FUL_DEVICE_CPU;
     if (b->rows.count)
         return &b->rows;
+    if (strcmp(k->name, "sample") == 0)
+        return &single;
     if (cpu)
         return k->decode ? &short_steps : &short_prompts;
     if (strncmp(k->name, "lightning", 9) == 0)
@@ -62,7 +64,7 @@ static const row_list *rows_of(const ops_run *b, const bench_kind *k)
         return k->decode ? &contexts : &prompts;
     if (strcmp(k->name, "moe") == 0)
         return &experts;
-    if (strcmp(k->name, "norm") == 0 || strcmp(k->name, "route") == 0)
+    if (strstr(k->name, "norm") || strcmp(k->name, "route") == 0)
         return &norms;
     return k->decode ? &steps : &products;
 }

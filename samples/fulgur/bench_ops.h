@@ -11,7 +11,7 @@ enum { CASE_BUFFERS = 8 };
 /* Sizes of the model whose layers are measured. */
 typedef struct bench_shape {
     const char *name;
-    uint32_t hidden, heads, kv_heads, head_dim, rotary_dim, experts, top_k, width;
+    uint32_t hidden, heads, kv_heads, head_dim, rotary_dim, experts, top_k, width, vocab;
 } bench_shape;
 
 typedef struct bench_case bench_case;
@@ -87,5 +87,11 @@ bool bench_lightning_step_make(bench_case *c);
 bool bench_lightning_step_check(bench_case *c);
 bool bench_attention_make(bench_case *c);
 bool bench_attention_check(bench_case *c);
+
+/* bench_small.c */
+bool bench_gated_make(bench_case *c);
+bool bench_gated_check(bench_case *c);
+bool bench_draw_make(bench_case *c);
+bool bench_draw_check(bench_case *c);
 
 #endif

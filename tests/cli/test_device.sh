@@ -326,7 +326,7 @@ expect_number "bench device --csv has rates" "$(wc -l <"$out")" ">=" 7
 run bench ops --shape tiny --rows 1,64 --reps 2
 expect_code "bench ops" 0
 expect_text "bench ops" "$out" "lightning prefill" "lightning decode" "attention prefill" "attention decode" \
-    "moe" "matmul" "matvec" "norm" "route" "used" "of copy" "error"
+    "moe" "matmul" "matvec" "gated norm" "route" "sample" "used" "of copy" "error"
 last="bench ops (results)"
 ! grep -q FAILED "$out"
 report "every op of the table is right" $?
@@ -338,12 +338,12 @@ run bench ops --shape tiny --filter "lightning prefill" --rows 40,64 --reps 2 --
 expect_code "bench ops --csv" 0
 expect_same "bench ops --csv has a line a case" "$(wc -l <"$out")" 3
 # A wrong result may not show a figure.
-for op in "lightning prefill" "moe" "norm"; do
-    FULGUR_BENCH_SPOIL=$op run bench ops --shape tiny --filter "$op" --rows 64 --reps 2
+for op in "lightning prefill" moe "gated norm" sample; do
+    FULGUR_BENCH_SPOIL=$op run bench ops --shape tiny --filter "$op" --rows 1 --reps 2
     expect_code "bench ops of a spoilt $op" 1
     expect_text "bench ops of a spoilt $op: says so" "$out" "FAILED"
     last="bench ops of a spoilt $op"
-    ! grep "^$op  .*64 .*[0-9] \.\. [0-9]" "$out"
+    ! grep "^$op  .*1 .*[0-9] \.\. [0-9]" "$out"
     report "bench ops of a spoilt $op: no figure" $?
 done
 run bench ops --rows 0

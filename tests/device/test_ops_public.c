@@ -3,6 +3,7 @@
 #include "ops/op.h"
 
 #include "fulgur/ops.h"
+#include "fulgur/sampler.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -388,6 +389,56 @@ static int close_device(void **state)
     return 0;
 }
 
+/* Drawn as a host draws; the step says how. */
+static void test_sample(void **state)
+{
+    (void)state;
+    enum { VOCAB = 1000, PLACES = 6 };
+    rng random = rng_seed(16);
+    float *logits = normals(&random, VOCAB, 2.0, NULL);
+    ful_buffer *in = buffer_of(logits, sizeof(float) * VOCAB), *out = buffer_of(NULL, 8);
+    ful_stream *s = stream_begin(false);
+    ful_sample_args a = {.logits = whole(in), .vocab = VOCAB, .out = whole(out)};
+    EXPECT_OK(ful_op_sample(s, &a));
+    int32_t want;
+    uint32_t got[2];
+    EXPECT_OK(ful_sample_logits(logits, VOCAB, NULL, 0, &want));
+    EXPECT_OK(ful_stream_run(s, NULL));
+    EXPECT_OK(ful_buffer_read(out, 0, got, 8));
+    assert_int_equal(got[0], want);
+    assert_int_equal(got[1], 0);
+    /* Of the two best the uniform number chooses in the order of ids. */
+    for (int i = 0; i < PLACES; i++) {
+        ful_step step = {.temperature = 1.0f, .top_k = 1, .uniform = (float)i / PLACES};
+        EXPECT_OK(ful_stream_run(s, &step));
+        EXPECT_OK(ful_buffer_read(out, 0, got, 8));
+        assert_int_equal(got[0], want);
+    }
+    uint32_t second = want == 0 ? 1 : 0;
+    for (uint32_t i = 0; i < VOCAB; i++)
+        if (i != (uint32_t)want && logits[i] > logits[second])
+            second = i;
+    uint32_t low = second < (uint32_t)want ? second : (uint32_t)want;
+    ful_step step = {.temperature = 1.0f, .top_k = 2, .uniform = 0.0f};
+    EXPECT_OK(ful_stream_run(s, &step));
+    EXPECT_OK(ful_buffer_read(out, 0, got, 8));
+    assert_int_equal(got[0], low);
+    step.uniform = 0.999999f;
+    EXPECT_OK(ful_stream_run(s, &step));
+    EXPECT_OK(ful_buffer_read(out, 0, got, 8));
+    assert_int_equal(got[0], low ^ second ^ (uint32_t)want);
+    ful_stream_destroy(&s);
+    s = stream_begin(false);
+    a.vocab = VOCAB + 1;
+    assert_int_equal(ful_op_sample(s, &a), FUL_ERR_ARGUMENT);
+    a.vocab = 0;
+    assert_int_equal(ful_op_sample(s, &a), FUL_ERR_ARGUMENT);
+    ful_stream_destroy(&s);
+    ful_buffer_destroy(&in);
+    ful_buffer_destroy(&out);
+    free(logits);
+}
+
 int main(void)
 {
     fixture_require_device();
@@ -395,6 +446,7 @@ int main(void)
         cmocka_unit_test(test_buffers),        cmocka_unit_test(test_matmul_and_norm),
         cmocka_unit_test(test_embed_and_gate), cmocka_unit_test(test_experts),
         cmocka_unit_test(test_lightning),      cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_sample),
     };
     return cmocka_run_group_tests(tests, open_device, close_device);
 }
