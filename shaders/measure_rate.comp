@@ -1,9 +1,11 @@
 // How fast the device multiplies and adds in registers, without memory. Every invocation (COOPMAT: every
-// subgroup) repeats LOOPS times CHAINS independent steps, and stores a sum that depends on all of them.
+// subgroup or workgroup) repeats LOOPS times CHAINS independent steps, and stores a sum that depends on
+// all of them.
 //   F32      vec4 a = a * b + c
 //   F16      f16vec4 likewise
 //   INTDOT   a = dot of 4 x 8 packed bits of a and b
-//   COOPMAT  f32 matrix += f16 matrix x f16 matrix, TM x TN x TK
+//   COOPMAT  f32 matrix += f16 matrix x f16 matrix, TM x TN x TK; with FLEXIBLE the matrices belong to
+//            the workgroup
 // Results are the same for all invocations: out [groups] f32.
 #version 450
 #extension GL_GOOGLE_include_directive : require
@@ -17,6 +19,12 @@
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 #extension GL_KHR_memory_scope_semantics : require
 #extension GL_KHR_cooperative_matrix : require
+#if defined(FLEXIBLE)
+#extension GL_NV_cooperative_matrix2 : require
+#define SCOPE gl_ScopeWorkgroup
+#else
+#define SCOPE gl_ScopeSubgroup
+#endif
 #endif
 
 layout(local_size_x_id = 0) in;
@@ -46,13 +54,13 @@ shared float tile[TM * TN];
 void main()
 {
 #if defined(COOPMAT)
-    coopmat<float16_t, gl_ScopeSubgroup, TM, TK, gl_MatrixUseA> a =
-        coopmat<float16_t, gl_ScopeSubgroup, TM, TK, gl_MatrixUseA>(float16_t(1.0 + p.seed));
-    coopmat<float16_t, gl_ScopeSubgroup, TK, TN, gl_MatrixUseB> b =
-        coopmat<float16_t, gl_ScopeSubgroup, TK, TN, gl_MatrixUseB>(float16_t(0.0625 + p.seed));
-    coopmat<float, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator> c[CHAINS];
+    coopmat<float16_t, SCOPE, TM, TK, gl_MatrixUseA> a =
+        coopmat<float16_t, SCOPE, TM, TK, gl_MatrixUseA>(float16_t(1.0 + p.seed));
+    coopmat<float16_t, SCOPE, TK, TN, gl_MatrixUseB> b =
+        coopmat<float16_t, SCOPE, TK, TN, gl_MatrixUseB>(float16_t(0.0625 + p.seed));
+    coopmat<float, SCOPE, TM, TN, gl_MatrixUseAccumulator> c[CHAINS];
     [[unroll]] for (uint i = 0u; i < CHAINS; i++)
-        c[i] = coopmat<float, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator>(p.seed);
+        c[i] = coopmat<float, SCOPE, TM, TN, gl_MatrixUseAccumulator>(p.seed);
     for (uint n = 0u; n < p.loops; n++)
         [[unroll]] for (uint i = 0u; i < CHAINS; i++)
             c[i] = coopMatMulAdd(a, b, c[i]);

@@ -282,10 +282,11 @@ typedef enum ful_rate {
     FUL_RATE_F32 = 3,      /* FLOP/s of multiply-adds in registers, each counted as two */
     FUL_RATE_F16 = 4,      /* likewise */
     FUL_RATE_MATRIX = 5,   /* FLOP/s of f16 cooperative matrices with f32 sums, in subgroups */
-    FUL_RATE_INT_DOT = 6,  /* op/s of packed 4 x 8-bit dot products, each counted as eight */
-    FUL_RATE_DISPATCH = 7, /* s from one dispatch to the next that waits for it */
-    FUL_RATE_SUBMIT = 8,   /* s from the submission of one dispatch until the host knows it ended */
-    FUL_RATE_COUNT = 9
+    FUL_RATE_FLEXIBLE = 6, /* likewise, matrices of whole workgroups */
+    FUL_RATE_INT_DOT = 7,  /* op/s of packed 4 x 8-bit dot products, each counted as eight */
+    FUL_RATE_DISPATCH = 8, /* s from one dispatch to the next that waits for it */
+    FUL_RATE_SUBMIT = 9,   /* s from the submission of one dispatch until the host knows it ended */
+    FUL_RATE_COUNT = 10
 } ful_rate;
 
 typedef struct ful_rate_result {

@@ -28,6 +28,7 @@ static const struct {
     [FUL_RATE_F32] = {"f32 multiply-add", "FLOP/s"},
     [FUL_RATE_F16] = {"f16 multiply-add", "FLOP/s"},
     [FUL_RATE_MATRIX] = {"f16 matrices, f32 sums", "FLOP/s"},
+    [FUL_RATE_FLEXIBLE] = {"f16 matrices of workgroups", "FLOP/s"},
     [FUL_RATE_INT_DOT] = {"int8 dot products", "op/s"},
     [FUL_RATE_DISPATCH] = {"dispatch after dispatch", "s"},
     [FUL_RATE_SUBMIT] = {"submission", "s"},
@@ -133,6 +134,23 @@ typedef struct rate_kernel {
     double sum;      /* ... the result */
 } rate_kernel;
 
+/* Sums of all chains in half of the registers that an invocation may have on known devices. */
+static bool flexible_shape(const ful_caps *caps, rate_kernel *k)
+{
+    enum { M = 64, N = 32, K = 16 };
+    for (uint32_t i = 0; i < caps->flexible_count; i++) {
+        const ful_matrix_grain *g = &caps->flexible[i];
+        if (g->workgroup && g->invocations == WG && M % g->m == 0 && N % g->n == 0 &&
+            K % g->k == 0) {
+            k->shape[0] = M;
+            k->shape[1] = N;
+            k->shape[2] = K;
+            return true;
+        }
+    }
+    return false;
+}
+
 static ful_result rate_kernel_of(const ful_device *device, ful_rate rate, rate_kernel *k)
 {
     const ful_caps *caps = device_caps(device);
@@ -152,6 +170,14 @@ static ful_result rate_kernel_of(const ful_device *device, ful_rate rate, rate_k
         k->module = "measure_rate_intdot";
         k->step_work = 8.0 * WG;
         k->sum = CHAINS;
+        break;
+    case FUL_RATE_FLEXIBLE:
+        k->module = "measure_rate_coopmat2";
+        if (!flexible_shape(caps, k))
+            return fail(FUL_ERR_UNSUPPORTED,
+                        "the device has no cooperative matrices of workgroups");
+        k->step_work = 2.0 * k->shape[0] * k->shape[1] * k->shape[2];
+        k->loop_sum = CHAINS * k->shape[2] / 16.0;
         break;
     default:
         k->module = "measure_rate_coopmat";
