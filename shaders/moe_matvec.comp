@@ -1,5 +1,6 @@
-// Expert matrices times few rows: each invocation holds two adjacent rows of one expert's matrix against
-// at most R activation rows routed to it, so the weights are read once.
+// Expert matrices times few rows: each invocation holds COUPLES times two adjacent rows of one expert's
+// matrix against at most R activation rows routed to it. What a weight costs to load and unpack is shared
+// by R rows, what an activation costs by 2 * COUPLES weight rows.
 //
 //   MODE 0  h[i]   = SiLU(w13[2i] . x) * (w13[2i+1] . x)        x of the pair's row
 //   MODE 1  d[p][n] = w2[n] . h                                 one output row a pair
@@ -27,6 +28,7 @@ layout(constant_id = 1) const uint R = 1;
 layout(constant_id = 2) const uint MODE = 0;
 layout(constant_id = 3) const uint SOURCE = 0;
 layout(constant_id = 4) const uint VEC4 = 0; // x_stride is a multiple of 4: f32 x is read by fours
+layout(constant_id = 5) const uint COUPLES = 1;
 
 #ifdef X_HALF
 layout(std430, binding = 0) readonly buffer X { uint x[]; };
@@ -55,9 +57,11 @@ layout(push_constant) uniform Push {
     uint rows; // of one expert
 } push;
 
+const uint LINES = 2u * COUPLES;
+
 uint x_at[R];
-float sum0[R];
-float sum1[R];
+uint w_at[LINES];
+float sums[LINES * R];
 
 float load_x(uint index)
 {
@@ -80,23 +84,30 @@ void unpack(uvec4 words, out float values[8])
 #endif
 }
 
-// Adds the products of the two weight rows with the activation rows at x_at.
-void accumulate(uint row_a, uint row_b)
+void clear()
 {
+    [[unroll]] for (uint i = 0u; i < LINES * R; i++)
+        sums[i] = 0.0;
+}
+
+// Sets the sums to the products of the weight rows at w_at with the activation rows at x_at.
+void multiply()
+{
+    clear();
     uint whole = push.cols / WEIGHTS_PER_UVEC4;
     for (uint c = 0u; c < whole; c++) {
-        float a[8], b[8];
-        unpack(w[row_a + c], a);
-        unpack(w[row_b + c], b);
+        float values[LINES][8];
+        [[unroll]] for (uint l = 0u; l < LINES; l++)
+            unpack(w[w_at[l] + c], values[l]);
         uint column = c * WEIGHTS_PER_UVEC4;
 #ifndef X_HALF
         if (VEC4 != 0u) {
-            [[unroll]] for (uint t = 0u; t < WEIGHTS_PER_UVEC4; t += 4u) {
-                [[unroll]] for (uint j = 0u; j < R; j++) {
+            [[unroll]] for (uint j = 0u; j < R; j++) {
+                [[unroll]] for (uint t = 0u; t < WEIGHTS_PER_UVEC4; t += 4u) {
                     vec4 four = x4[(x_at[j] + column + t) >> 2];
-                    [[unroll]] for (uint i = 0u; i < 4u; i++) {
-                        sum0[j] += a[t + i] * four[i];
-                        sum1[j] += b[t + i] * four[i];
+                    [[unroll]] for (uint l = 0u; l < LINES; l++) {
+                        [[unroll]] for (uint i = 0u; i < 4u; i++)
+                            sums[l * R + j] += values[l][t + i] * four[i];
                     }
                 }
             }
@@ -106,34 +117,26 @@ void accumulate(uint row_a, uint row_b)
         [[unroll]] for (uint t = 0u; t < WEIGHTS_PER_UVEC4; t++) {
             [[unroll]] for (uint j = 0u; j < R; j++) {
                 float value = load_x(x_at[j] + column + t);
-                sum0[j] += a[t] * value;
-                sum1[j] += b[t] * value;
+                [[unroll]] for (uint l = 0u; l < LINES; l++)
+                    sums[l * R + j] += values[l][t] * value;
             }
         }
     }
     uint rest = push.cols - whole * WEIGHTS_PER_UVEC4;
     if (rest > 0u) {
-        float a[8], b[8];
-        unpack(w[row_a + whole], a);
-        unpack(w[row_b + whole], b);
+        float values[LINES][8];
+        [[unroll]] for (uint l = 0u; l < LINES; l++)
+            unpack(w[w_at[l] + whole], values[l]);
         uint column = whole * WEIGHTS_PER_UVEC4;
         [[unroll]] for (uint t = 0u; t < WEIGHTS_PER_UVEC4; t++) {
             if (t < rest) {
                 [[unroll]] for (uint j = 0u; j < R; j++) {
                     float value = load_x(x_at[j] + column + t);
-                    sum0[j] += a[t] * value;
-                    sum1[j] += b[t] * value;
+                    [[unroll]] for (uint l = 0u; l < LINES; l++)
+                        sums[l * R + j] += values[l][t] * value;
                 }
             }
         }
-    }
-}
-
-void clear()
-{
-    [[unroll]] for (uint j = 0u; j < R; j++) {
-        sum0[j] = 0.0;
-        sum1[j] = 0.0;
     }
 }
 
@@ -142,42 +145,44 @@ bool in_window(uint expert)
     return expert >= push.window_expert && expert - push.window_expert < push.window_experts;
 }
 
+void place(uint expert, uint line[LINES])
+{
+    uint base = (expert - push.window_expert) * push.window_rows;
+    [[unroll]] for (uint l = 0u; l < LINES; l++)
+        w_at[l] = (base + min(line[l], push.window_rows - 1u)) * push.row_uvec4;
+}
+
 void main()
 {
-    uint couple = gl_WorkGroupID.y * WG + gl_LocalInvocationID.x;
-    uint row_a = couple * 2u; // of the window
-    bool have_a = row_a < push.window_rows, have_b = row_a + 1u < push.window_rows;
-    // Rows that are not there read the last one; nothing of it is stored.
-    row_a = min(row_a, push.window_rows - 1u);
-    uint row_b = min(row_a + 1u, push.window_rows - 1u);
+    // Neighbouring invocations take neighbouring couples. Rows that are not there read the last one;
+    // nothing of it is stored.
+    uint line[LINES]; // rows of the window
+    [[unroll]] for (uint l = 0u; l < LINES; l++)
+        line[l] = ((gl_WorkGroupID.y * COUPLES + l / 2u) * WG + gl_LocalInvocationID.x) * 2u + l % 2u;
     uint rows = rows_from(push.row0, push.row_cap);
     uint item = gl_WorkGroupID.x;
 
     if (MODE == 2u) {
         if (item >= rows)
             return;
-        clear();
-        float z0 = 0.0, z1 = 0.0;
+        float z[LINES];
+        [[unroll]] for (uint l = 0u; l < LINES; l++)
+            z[l] = 0.0;
         for (uint k = 0u; k < push.top_k; k++) {
             uint pair = item * push.top_k + k;
             uint expert = lists[pair * 2u];
             if (!in_window(expert))
                 continue;
-            uint base = (expert - push.window_expert) * push.window_rows;
             x_at[0] = pair * push.x_stride;
-            clear();
-            accumulate((base + row_a) * push.row_uvec4, (base + row_b) * push.row_uvec4);
+            place(expert, line);
+            multiply();
             float weight = uintBitsToFloat(lists[pair * 2u + 1u]);
-            z0 += weight * sum0[0];
-            z1 += weight * sum1[0];
+            [[unroll]] for (uint l = 0u; l < LINES; l++)
+                z[l] += weight * sums[l * R];
         }
-        sum0[0] = z0;
-        sum1[0] = z1;
-        uint at = item * push.out_stride + push.window_row + row_a;
-        if (have_a)
-            outputs[at] = sum0[0];
-        if (have_b)
-            outputs[at + 1u] = sum1[0];
+        [[unroll]] for (uint l = 0u; l < LINES; l++)
+            if (line[l] < push.window_rows)
+                outputs[item * push.out_stride + push.window_row + line[l]] = z[l];
         return;
     }
 
@@ -223,24 +228,29 @@ void main()
     }
     [[unroll]] for (uint j = 0u; j < R; j++)
         x_at[j] = x_row[j] * push.x_stride;
-    uint base = (expert - push.window_expert) * push.window_rows;
-    clear();
-    accumulate((base + row_a) * push.row_uvec4, (base + row_b) * push.row_uvec4);
+    place(expert, line);
+    multiply();
     [[unroll]] for (uint j = 0u; j < R; j++) {
-        float a = sum0[j], b = sum1[j];
+        if (j >= count)
+            break;
 #ifdef X_HALF
-        a *= x_scale[x_row[j]];
-        b *= x_scale[x_row[j]];
+        float scale = x_scale[x_row[j]];
+#else
+        const float scale = 1.0;
 #endif
         uint at = out_row[j] * push.out_stride;
-        if (MODE == 0u) {
-            if (have_a && j < count)
-                outputs[at + (push.window_row + row_a) / 2u] = silu(a) * b;
-        } else {
-            if (have_a && j < count)
-                outputs[at + push.window_row + row_a] = a;
-            if (have_b && j < count)
-                outputs[at + push.window_row + row_a + 1u] = b;
+        [[unroll]] for (uint c = 0u; c < COUPLES; c++) {
+            float a = sums[2u * c * R + j] * scale, b = sums[(2u * c + 1u) * R + j] * scale;
+            uint n = line[2u * c];
+            if (MODE == 0u) {
+                if (n < push.window_rows)
+                    outputs[at + (push.window_row + n) / 2u] = silu(a) * b;
+            } else {
+                if (n < push.window_rows)
+                    outputs[at + push.window_row + n] = a;
+                if (n + 1u < push.window_rows)
+                    outputs[at + push.window_row + n + 1u] = b;
+            }
         }
     }
 }

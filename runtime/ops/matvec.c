@@ -135,17 +135,20 @@ static void plan_wide(const op_context *ctx, const op_matmul_args *args, matvec_
 
 static void plan_narrow(const op_matmul_args *args, matvec_plan *plan)
 {
-    /* One lane a weight row: x is read alike by all lanes, weights once for all its rows. */
-    uint32_t wg = 8, rows = held_rows(args->rows), cols = rows <= 4 ? 4 : 2;
+    /* A lane has its own weight rows, x is read alike by all lanes. Loads cost such drivers more
+     * than products: 16 rows by 4 weight rows are as many sums as their registers and caches bear.
+     */
+    enum { WG = 8, COLS = 4, ROWS_MOST = 16 };
+    uint32_t rows = args->rows > MATVEC_ROWS ? ROWS_MOST : held_rows(args->rows);
     bool vec = args->x.stride % (args->x.half ? 8 : 4) == 0;
     plan->module = op_module_name("matvec", args->w->type);
     plan->group_rows = rows;
-    plan->group_weights = wg * cols;
+    plan->group_weights = WG * COLS;
     plan->desc = (gpu_pipeline_desc){.buffer_count = 4,
                                      .uniform = true,
                                      .push_bytes = PLAIN_PUSH_BYTES,
                                      .spec_count = 6,
-                                     .spec = {wg, rows, cols, args->act, args->x.half, vec}};
+                                     .spec = {WG, rows, COLS, args->act, args->x.half, vec}};
 }
 
 bool op_matmul_norm_usable(const op_context *ctx, uint32_t rows, uint32_t cols,

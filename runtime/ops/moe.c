@@ -12,7 +12,10 @@ enum {
     FEW_ROWS = 8,        /* up to here each expert's rows fit one invocation's registers */
     FEW_ROWS_NARROW = 2, /* where registers cost time even if they hold no row */
     FUSED_ROWS = 2,      /* up to here down and combine are one dispatch */
-    NARROW_TILE_MAX = 8, /* pairs an invocation of a narrow kernel holds: 4 and 16 were slower */
+    /* What an invocation of a narrow kernel holds; more pairs or couples of weight rows leave its
+     * registers, fewer load and unpack more often. */
+    NARROW_TILE_MAX = 16,
+    NARROW_COUPLES = 2,
     TILE_BM = 64,
     ROW_STEP = 64, /* parts begin at multiples of this, so that every range stays aligned */
     PART_ROWS_MAX = 32768,
@@ -317,15 +320,17 @@ static ful_result narrow_pipeline(const moe_part *m, ful_type type, bool half, u
                                   group_call *call)
 {
     enum { WG = 32 };
+    uint32_t couples = rows >= 8 ? NARROW_COUPLES : 1;
     op_module module = op_module_name(half ? "moe_matvec_narrow_half" : "moe_matvec_narrow", type);
-    gpu_pipeline_desc desc = {.module = module.name,
-                              .buffer_count = half ? 5 : 4,
-                              .uniform = true,
-                              .push_bytes = sizeof(group_push),
-                              .spec_count = 5,
-                              .spec = {WG, rows, mode, source, !half && call->x_stride % 4 == 0}};
+    gpu_pipeline_desc desc = {
+        .module = module.name,
+        .buffer_count = half ? 5 : 4,
+        .uniform = true,
+        .push_bytes = sizeof(group_push),
+        .spec_count = 6,
+        .spec = {WG, rows, mode, source, !half && call->x_stride % 4 == 0, couples}};
     call->buffer_count = desc.buffer_count;
-    call->rows_per_group = 2 * WG;
+    call->rows_per_group = 2 * WG * couples;
     return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);
 }
 
