@@ -7,7 +7,9 @@
 //   MODE 2  z[r][n] = sum_k weight_rk * (w2_e(r,k)[n] . h[r,k]) down and combine at once, ROWS = 1
 //
 // x: MODE 0 f32 [rows][x_stride], or with X_HALF packed halves and a scale a row; else hidden f32
-// [pairs][x_stride]. w: one window of [experts][rows][cols]. lists: the routes, {expert, weight} a pair.
+// [pairs][x_stride]. w: one window of [experts][rows][cols]. lists: the routes, {expert, weight} a pair;
+// with ROUTE (MODE 0, one row) the logits [experts] f32, from which every workgroup makes the choice that
+// moe_route.comp makes, and the first one also the routes.
 // Groups (x, y): y is the block of weight rows; x a pair, the first of each expert collecting the later
 // ones of its expert while the others leave; in MODE 2 a row, whose experts are dealt to SPLIT parts
 // of the line. Reduced over k: eight at a time, then in order; then over the lanes (inc/lanesum.glsl).
@@ -21,6 +23,9 @@
 #include "inc/math.glsl"
 #include "inc/step.glsl"
 #include "inc/moe.glsl"
+#if defined(ROUTE)
+#include "inc/route.glsl"
+#endif
 #include "inc/weights.glsl"
 
 layout(local_size_x_id = 0) in;
@@ -33,6 +38,10 @@ layout(constant_id = 5) const uint UNROLL = 2;
 layout(constant_id = 6) const uint MODE = 0;
 layout(constant_id = 7) const uint SPLIT = 1; // 1 unless MODE is 2
 layout(constant_id = 8) const uint X_VEC = 1; // x_stride is a multiple of 4 (halves: 8)
+#if defined(ROUTE)
+layout(constant_id = 9) const uint EXPERTS = 8;
+layout(constant_id = 10) const uint TOP_K = 2;
+#endif
 
 layout(push_constant) uniform push_block
 {
@@ -81,6 +90,15 @@ layout(set = 0, binding = 4) readonly buffer scale_block
 {
     float x_scale[];
 };
+#endif
+
+#if defined(ROUTE)
+layout(set = 0, binding = 4) writeonly buffer routes_block
+{
+    uint routes[];
+};
+shared uint logit_key[EXPERTS];
+shared uint picked[TOP_K];
 #endif
 
 const uint LINES = WG / LANES;
@@ -150,6 +168,38 @@ void expert_dot(uint expert, uint lane, uint rows)
     }
 }
 
+#if defined(ROUTE)
+// Fills `picked`, best first, ties to the lowest expert: an expert's place is the number of those before
+// it.
+void pick(uint t)
+{
+    for (uint e = t; e < EXPERTS; e += WG)
+        logit_key[e] = order_key(uintBitsToFloat(lists[e]));
+    barrier();
+    for (uint e = t; e < EXPERTS; e += WG) {
+        uint place = 0u;
+        for (uint other = 0u; other < EXPERTS; other++)
+            place += before(logit_key[other], other, logit_key[e], e) ? 1u : 0u;
+        if (place < TOP_K)
+            picked[place] = e;
+    }
+    barrier();
+}
+
+void routes_store()
+{
+    uint best = logit_key[picked[0]];
+    float top = key_value(best), sum = 0.0;
+    for (uint k = 0u; k < TOP_K; k++)
+        sum += exp(key_value(logit_key[picked[k]]) - top);
+    for (uint k = 0u; k < TOP_K; k++) {
+        float weight = exp(key_value(logit_key[picked[k]]) - top) / sum;
+        routes[2u * k] = picked[k];
+        routes[2u * k + 1u] = key_finite(best) ? floatBitsToUint(weight) : NAN_BITS;
+    }
+}
+#endif
+
 bool in_window(uint expert)
 {
     return expert >= p.window_expert && expert - p.window_expert < p.window_experts;
@@ -200,12 +250,21 @@ void main()
         return;
     }
 
+#if defined(ROUTE)
+    pick(t);
+    uint expert = picked[item];
+    if (item == 0u && gl_WorkGroupID.y == 0u && t == 0u && p.window_expert == 0u && p.window_row == 0u)
+        routes_store();
+    if (!in_window(expert))
+        return;
+#else
     uint expert = lists[item * 2u];
     if (!in_window(expert))
         return;
     for (uint q = 0u; q < item; q++)
         if (lists[q * 2u] == expert)
             return;
+#endif
     uint pairs = rows * p.top_k, count = 0u, next = item;
     uint x_row[ROWS];
     uint pair_of[ROWS];

@@ -47,17 +47,11 @@ static uint32_t lanes_of_subgroup(const ful_caps *caps, uint32_t wg)
     return lanes < 32 ? lanes : 32;
 }
 
-enum {
-    LINE_INVOCATIONS = 65536, /* fewer leave a large device waiting for memory */
-    LOADS = 8                 /* 16-byte loads an invocation has under way */
-};
-
 matvec_spread matvec_spread_choose(const op_context *ctx, ful_type type, uint32_t weight_rows,
                                    uint32_t cols, uint32_t held, bool pairs, uint32_t sums)
 {
     const ful_caps *caps = device_caps(ctx->device);
     op_tuning tuning = device_tuning(ctx->device);
-    uint32_t line_invocations = tuned_or(tuning.matvec_invocations, LINE_INVOCATIONS);
     matvec_spread s = {.wg = 128};
     s.group = lanes_of_subgroup(caps, s.wg);
     s.subgroup = s.group != 0;
@@ -67,19 +61,19 @@ matvec_spread matvec_spread_choose(const op_context *ctx, ful_type type, uint32_
     /* As many weight rows a line as leave enough lines, so that x is read less often. */
     s.cols = s.subgroup ? 4 : 2;
     while (s.cols > (pairs ? 2u : 1u) &&
-           (uint64_t)weight_rows / s.cols * s.lanes < line_invocations)
+           (uint64_t)weight_rows / s.cols * s.lanes < tuning.matvec_invocations)
         s.cols /= 2;
     /* Too few lines: longer ones. */
     uint32_t chunks = cols / 8;
     while (s.lanes * 2 <= s.wg && s.lanes * 2 <= chunks &&
-           (uint64_t)weight_rows / s.cols * s.lanes < line_invocations)
+           (uint64_t)weight_rows / s.cols * s.lanes < tuning.matvec_invocations)
         s.lanes *= 2;
     /* The sums of a workgroup pass through shared memory unless subgroups hold the lines. */
     while (s.cols > (pairs ? 2u : 1u) && s.lanes > s.group &&
            4 * s.wg / s.group * (held * s.cols + sums) > caps->shared_bytes)
         s.cols /= 2;
     uint32_t quads = type == FUL_TYPE_F32 ? 2 : 1, each = (chunks + s.lanes - 1) / s.lanes;
-    uint32_t most = tuned_or(tuning.matvec_loads, LOADS) / (s.cols * quads);
+    uint32_t most = tuning.matvec_loads / (s.cols * quads);
     most = most < 1 ? 1 : held > 2 ? least(most, 2) : most;
     /* Whole rounds of loads as far as possible: the rest is loaded one after the other. */
     s.unroll = 1;

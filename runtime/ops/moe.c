@@ -257,6 +257,7 @@ typedef struct group_call {
     uint32_t rows_per_group; /* weight rows a workgroup covers */
     uint32_t items;          /* most workgroups along the pairs; with indirect, expected */
     bool indirect;
+    uint32_t writes;         /* buffers written beside out */
     uint32_t first_indirect; /* index of the tensor's first window among the indirect arguments */
     const char *label;
 } group_call;
@@ -286,7 +287,7 @@ static ful_result record_windows(const moe_part *m, const group_call *call)
         gpu_dispatch d = {
             .pipeline = call->pipeline,
             .buffers = {call->x, gpu_whole(&window->buffer), call->lists, call->out},
-            .writes = 1u << 3,
+            .writes = 1u << 3 | call->writes,
             .uniform = m->ctx->step,
             .push = &push,
             .groups = {call->items, div_up(window->row_count, call->rows_per_group), 1},
@@ -412,6 +413,52 @@ static ful_result record_combine(const moe_part *m, bool sorted)
     return gpu_commands_dispatch(m->ctx->commands, &d);
 }
 
+enum { ROUTED_EXPERTS = 128 }; /* every workgroup compares each of these with each */
+
+bool op_moe_routes(const op_context *ctx, uint32_t rows, uint32_t experts, uint32_t top_k)
+{
+    const ful_caps *caps = device_caps(ctx->device);
+    return op_wide(ctx) && rows == 1 && experts <= ROUTED_EXPERTS && top_k <= experts &&
+           caps->storage_buffers >= 6;
+}
+
+static ful_result route_up_pipeline(const moe_part *m, group_call *call)
+{
+    const gpu_tensor *w = m->args->w13;
+    uint32_t top_k = m->args->top_k;
+    matvec_spread s = matvec_spread_choose(m->ctx, w->type, top_k * w->rows, w->cols, 1, true, 0);
+    op_module module =
+        op_module_name(s.subgroup ? "moe_route_up_subgroup" : "moe_route_up_wide", w->type);
+    gpu_pipeline_desc desc = {.module = module.name,
+                              .buffer_count = 5,
+                              .uniform = true,
+                              .push_bytes = sizeof(group_push),
+                              .spec_count = 11,
+                              .spec = {s.wg, s.lanes, s.group, 1, s.cols, s.unroll, MODE_UP, 1,
+                                       call->x_stride % 4 == 0, w->experts, top_k}};
+    call->buffer_count = desc.buffer_count;
+    call->rows_per_group = s.wg / s.lanes * s.cols;
+    return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);
+}
+
+/* The first matrix of few rows, with the choice of experts if that is still to be made. */
+static ful_result record_up(const moe_part *m, group_call *up, uint32_t held)
+{
+    const op_moe_args *a = m->args;
+    if (a->logits.buffer == NULL) {
+        TRY(matvec_pipeline(m, a->w13, a->x.half, held, MODE_UP, up));
+        return record_windows(m, up);
+    }
+    if (a->x.half || !op_moe_routes(m->ctx, a->rows, a->w13->experts, a->top_k))
+        return fail(FUL_ERR_UNSUPPORTED, "experts: no choice among %u of them for %u rows on the way",
+                    (unsigned)a->w13->experts, (unsigned)a->rows);
+    up->lists = gpu_part(a->logits, 0, 4 * (uint64_t)a->w13->experts);
+    up->x_scale = m->routes;
+    up->writes = 1u << 4;
+    TRY(route_up_pipeline(m, up));
+    return record_windows(m, up);
+}
+
 static ful_result record_few(const moe_part *m)
 {
     const op_moe_args *a = m->args;
@@ -425,8 +472,7 @@ static ful_result record_few(const moe_part *m)
                      .out_stride = m->plan->hidden_stride,
                      .items = pairs,
                      .label = "moe up"};
-    TRY(matvec_pipeline(m, a->w13, a->x.half, held, MODE_UP, &up));
-    TRY(record_windows(m, &up));
+    TRY(record_up(m, &up, held));
 
     bool fused = m->rows <= FUSED_ROWS && a->w2->window_count == 1;
     group_call down = {.w = a->w2,

@@ -189,7 +189,11 @@ typedef struct op_moe_args {
     uint32_t top_k, rows;
     gpu_range out;     /* [rows][dim] f32 */
     gpu_range scratch; /* op_moe_scratch_bytes */
+    gpu_range logits;  /* if not empty: [experts] f32 of one row; routes are written first, as
+                          op_route would. Needs op_moe_routes */
 } op_moe_args;
+/* True if op_moe takes logits for such a step here. */
+bool op_moe_routes(const op_context *ctx, uint32_t rows, uint32_t experts, uint32_t top_k);
 uint64_t op_moe_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t top_k,
                               uint32_t experts, uint32_t dim, uint32_t width);
 ful_result op_moe(const op_context *ctx, const op_moe_args *args);

@@ -129,6 +129,8 @@ static ful_result record_moe(const recorder *r, const op_context *ctx, const ste
                         .rows = r->list->rows,
                         .out = slot_range(r, s->out.data),
                         .scratch = slot_range(r, s->scratch)};
+    if (s->routed)
+        args.logits = slot_range(r, s->logits.data);
     return op_moe(ctx, &args);
 }
 

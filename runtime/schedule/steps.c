@@ -69,6 +69,8 @@ static void add(builder *b, step s)
     touch_value(l, s.out, at);
     if (s.norm)
         touch_value(l, s.normed, at);
+    if (s.routed)
+        touch_value(l, s.logits, at);
     touch(l, s.scratch, at);
 }
 
@@ -350,13 +352,15 @@ static void add_layer(builder *b, uint32_t i, residual *r)
     value logits = add_router(b, i, &after, layer, half, &m);
     value m32 = {m.data, NO_SLOT, NO_SLOT, m.dim};
     value routes = new_value(b, rows, 2 * c->top_k);
-    add(b, (step){.kind = STEP_ROUTE,
-                  .name = "routes",
-                  .layer = (int32_t)i,
-                  .in = logits,
-                  .in2 = nothing,
-                  .out = routes,
-                  .scratch = NO_SLOT});
+    bool routed = b->source->fused && op_moe_routes(&b->ctx, rows, c->expert_count, c->top_k);
+    if (!routed)
+        add(b, (step){.kind = STEP_ROUTE,
+                      .name = "routes",
+                      .layer = (int32_t)i,
+                      .in = logits,
+                      .in2 = nothing,
+                      .out = routes,
+                      .scratch = NO_SLOT});
     value z = new_value(b, rows, c->hidden_size);
     value x = half ? (value){NO_SLOT, m.half, m.scale, m.dim} : m32;
     op_context moe = b->ctx;
@@ -368,6 +372,8 @@ static void add_layer(builder *b, uint32_t i, residual *r)
                   .layer = (int32_t)i,
                   .in = x,
                   .in2 = routes,
+                  .logits = logits,
+                  .routed = routed,
                   .out = z,
                   .scratch = new_slot(b, scratch),
                   .weights = layer ? &layer->w13 : NULL,

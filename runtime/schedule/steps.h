@@ -35,6 +35,7 @@ typedef struct step {
     value in2; /* second operand of norms (b), gate, routes of the MoE */
     value out;
     value normed; /* matmul with a norm: the normalised row, where later steps need it */
+    value logits; /* experts, where they are still to be chosen; in2, the routes, is written then */
     int32_t scratch;
     float alpha, beta, eps;
     const gpu_buffer *vector; /* norm weights, decay */
@@ -43,6 +44,7 @@ typedef struct step {
     uint32_t split;
     bool norm;     /* matmul: in and in2 pass through a norm (vector, alpha, beta, eps) first ... */
     bool gated;    /* ... of this kind; in2 is the gate then */
+    bool routed;    /* experts: logits are there */
     bool one_row;  /* works on the single row that a last_row norm left */
     bool last_row; /* is that norm */
     bool to_logits; /* out is io->logits */

@@ -695,10 +695,96 @@ static void test_route_not_finite(void **state)
     fixture_close(&f);
 }
 
+/* ---- the choice of experts on the way ---- */
+
+/* Routes and results of the problem, whose routes buffer and outputs are poisoned first. */
+static void routed_run(problem *p, device_fixture *f, const test_buffer *logits, bool on_the_way,
+                       float *out, uint32_t *routes)
+{
+    op_moe_args args = p->args;
+    fixture_fill(f, &p->bout, NULL);
+    fixture_fill(f, &p->broutes, NULL);
+    op_context ctx = context(f, p);
+    if (on_the_way)
+        args.logits = logits->range;
+    else
+        EXPECT_OK(op_route(&ctx, &(op_route_args){.logits = logits->range,
+                                                  .experts = p->s.experts,
+                                                  .top_k = p->s.top_k,
+                                                  .rows = 1,
+                                                  .routes = p->broutes.range}));
+    EXPECT_OK(op_moe(&ctx, &args));
+    fixture_run(f);
+    fixture_read(f, &p->bout, out);
+    fixture_read(f, &p->broutes, routes);
+    fixture_end(f);
+}
+
+/* Both ways give the same bits, also where logits are equal or not finite. */
+static void routed_case(device_fixture *f, const shape *s, ful_type type, int kind)
+{
+    variant v = {.type = type, .shape = OP_SHAPE_WIDE};
+    problem p;
+    problem_make(&p, f, s, &v, s->experts * 7u + (uint32_t)kind);
+    rng random = rng_seed(s->experts + (uint32_t)kind);
+    float *logits = take(s->experts, 4);
+    rng_fill_normal(&random, logits, s->experts, 3.0);
+    for (uint32_t e = 0; e < s->experts && kind == 1; e++)
+        logits[e] = (float)(e % 3);
+    if (kind == 2)
+        logits[s->experts / 2] = NAN;
+    if (kind == 3)
+        logits[s->experts - 1] = INFINITY;
+    if (kind == 4)
+        logits[0] = -INFINITY;
+    test_buffer b = fixture_buffer(f, 4 * (uint64_t)s->experts, logits);
+    float *out[2];
+    uint32_t *routes[2];
+    for (int way = 0; way < 2; way++) {
+        out[way] = take(s->dim, 4);
+        routes[way] = take(s->top_k, 8);
+        routed_run(&p, f, &b, way == 1, out[way], routes[way]);
+    }
+    if (memcmp(routes[0], routes[1], 8 * (size_t)s->top_k) != 0 ||
+        memcmp(out[0], out[1], 4 * (size_t)s->dim) != 0)
+        fail_msg("%u experts top_k %u %s caps '%s' logits %d: routes %u %08x, not %u %08x",
+                 (unsigned)s->experts, (unsigned)s->top_k, ful_type_name(type), f->caps, kind,
+                 (unsigned)routes[1][0], (unsigned)routes[1][1], (unsigned)routes[0][0],
+                 (unsigned)routes[0][1]);
+    for (int way = 0; way < 2; way++) {
+        free(routes[way]);
+        free(out[way]);
+    }
+    fixture_free(f, &b);
+    free(logits);
+    problem_free(&p, f);
+}
+
+static void test_routed(void **state)
+{
+    (void)state;
+    static const shape shapes[] = {
+        {1, 1, 1, 16, 16}, {1, 8, 2, 48, 40}, {1, 5, 3, 37, 23}, {1, 128, 4, 64, 24}};
+    for (size_t i = 0; fixture_masks[i]; i++) {
+        device_fixture f;
+        fixture_open(&f, fixture_masks[i]);
+        op_context ctx = {.device = f.device, .shape = OP_SHAPE_WIDE};
+        assert_false(op_moe_routes(&ctx, 2, 8, 2));
+        assert_false(op_moe_routes(&ctx, 1, 129, 2));
+        for (size_t s = 0; s < 4; s++)
+            for (int kind = 0; kind < 5; kind++)
+                if (op_moe_routes(&ctx, 1, shapes[s].experts, shapes[s].top_k) &&
+                    (fixture_full() || i == 0 || (s + i + (size_t)kind) % 4 == 0))
+                    routed_case(&f, &shapes[s], types[(s + (size_t)kind + i) % 3], kind);
+        fixture_close(&f);
+    }
+}
+
 int main(void)
 {
     fixture_require_device();
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_routed),
         cmocka_unit_test(test_route),
         cmocka_unit_test(test_route_not_finite),
         cmocka_unit_test(test_fewer_rows),
