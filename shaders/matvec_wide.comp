@@ -13,7 +13,9 @@
 //
 // LANES invocations share COLS weight rows and hold ROWS rows of x: every weight is loaded once. A
 // workgroup covers WG / LANES * COLS weight rows. Reduced over k: eight at a time, then in order; then
-// over the lanes (inc/lanesum.glsl). STAGED: the workgroup first puts x * g into shared memory.
+// over the lanes (inc/lanesum.glsl). STAGED: the workgroup first puts x * g into shared memory. TILED
+// (several rows of f32): x passes through shared memory in tiles of 8 LANES columns, because rows that long
+// do not stay in a first-level cache that weights stream through.
 // ACT 0: none. 1: SiLU below column `split`, sigmoid from there on. 2: weight rows 2i, 2i+1 give
 // out[r][i] = SiLU(even) * odd. A row of x whose sum of squares is not finite becomes NaN.
 #version 450
@@ -218,6 +220,70 @@ float w_single(uint base, uint k)
 
 #include "inc/rowdot.glsl"
 
+#if defined(TILED)
+const uint TILE_QUADS = ROWS * 2u * LANES; // of four values: by row, low or high half, lane
+const uint TILE_LOADS = (TILE_QUADS + WG - 1u) / WG;
+shared vec4 tiles[2u * TILE_QUADS];
+vec4 coming[TILE_LOADS];
+
+// Quad i of the tile whose first chunk is k0: neighbours load neighbouring words.
+void tile_load(uint k0, uint t)
+{
+    [[unroll]] for (uint n = 0u; n < TILE_LOADS; n++) {
+        uint i = n * WG + t;
+        uint r = i / (2u * LANES), quad = i % (2u * LANES);
+        uint k = k0 + quad / 2u;
+        coming[n] = i < TILE_QUADS && k < p.cols / 8u ? x_at(row[min(r, ROWS - 1u)], 4u * (2u * k0 + quad))
+                                                      : vec4(0.0);
+    }
+}
+
+void tile_store(uint buffer_index, uint t)
+{
+    [[unroll]] for (uint n = 0u; n < TILE_LOADS; n++) {
+        uint i = n * WG + t;
+        uint r = i / (2u * LANES), quad = i % (2u * LANES);
+        if (i < TILE_QUADS)
+            tiles[buffer_index * TILE_QUADS + (2u * r + (quad & 1u)) * LANES + quad / 2u] = coming[n];
+    }
+}
+
+void tiles_dot(uint lane, uint t)
+{
+    uint chunks = p.cols / 8u;
+    tile_load(0u, t);
+    rows_load(0u, min(lane, chunks - 1u), 1u, chunks);
+    tile_store(0u, t);
+    barrier();
+    uint now = 0u;
+    for (uint k0 = 0u; k0 < chunks; k0 += LANES) {
+        uvec4 here[STEP_WORDS];
+        [[unroll]] for (uint i = 0u; i < STEP_WORDS; i++)
+            here[i] = words[i];
+        // The next tile is loaded while this one is used. Behind the end the last chunk is read again.
+        uint k = min(k0 + LANES + lane, chunks - 1u);
+        rows_load(0u, k, 1u, chunks);
+        tile_load(k0 + LANES, t);
+        [[unroll]] for (uint r = 0u; r < ROWS; r++) {
+            vec4 low = tiles[now * TILE_QUADS + 2u * r * LANES + lane];
+            vec4 high = tiles[now * TILE_QUADS + (2u * r + 1u) * LANES + lane];
+            [[unroll]] for (uint c = 0u; c < COLS; c++) {
+#ifdef WEIGHT_F32
+                acc[r * COLS + c] += dot(unpack_weights4(here[2u * c]), low) +
+                                     dot(unpack_weights4(here[2u * c + 1u]), high);
+#else
+                acc[r * COLS + c] += dot(unpack_weights_low(here[c]), low) +
+                                     dot(unpack_weights_high(here[c]), high);
+#endif
+            }
+        }
+        now ^= 1u;
+        tile_store(now, t);
+        barrier();
+    }
+}
+#endif
+
 void main()
 {
     uint t = lane_thread();
@@ -242,14 +308,21 @@ void main()
         row[r] = min(r0 + r, p.row_count - 1u);
     [[unroll]] for (uint i = 0u; i < ROWS * COLS; i++)
         acc[i] = 0.0;
+#if defined(TILED)
+    if (p.cols >= 8u)
+        tiles_dot(lane, t);
+#else
     rows_load(0u, lane, LANES, p.cols / 8u);
+#endif
 #if defined(NORM)
     [[unroll]] for (uint r = 0u; r < ROWS; r++)
         squares[r] = 0.0;
     if (STAGED != 0u)
         stage(t);
 #endif
-    rows_dot(0u, lane, LANES, p.cols / 8u, rows - r0);
+#if !defined(TILED)
+    rows_dot(0u, lane, LANES, p.cols / 8u, ROWS);
+#endif
 #if !defined(NORM)
     if (lane == 0u) {
         for (uint k = p.cols / 8u * 8u; k < p.cols; k++) {

@@ -149,6 +149,7 @@ float w_single(uint base, uint k)
 #endif
 }
 
+#define ROWS_VARY
 #include "inc/rowdot.glsl"
 
 // Adds one expert's products.

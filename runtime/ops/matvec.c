@@ -40,11 +40,29 @@ static uint32_t held_rows(uint32_t rows)
 /* Lanes of one subgroup that may share a sum; 0 if subgroups can't be used in groups of wg. */
 static uint32_t lanes_of_subgroup(const ful_caps *caps, uint32_t wg)
 {
-    uint32_t lanes = caps->subgroup_min;
+    /* Kernels that name subgroups run at this size where it can be demanded. */
+    uint32_t lanes = (caps->features & FUL_FEATURE_SUBGROUP_SIZE) != 0 ? caps->subgroup_size
+                                                                       : caps->subgroup_min;
     if ((caps->features & FUL_FEATURE_SUBGROUP) == 0 || lanes < 4 || caps->subgroup_max > wg ||
         wg % caps->subgroup_max != 0)
         return 0;
     return lanes < 32 ? lanes : 32;
+}
+
+/* Steps loaded ahead, so that about `loads` loads are under way: where a line holds four weight
+ * rows twice as many served best. `each` steps make a lane's share; whole rounds if possible,
+ * because the rest is loaded one after the other. */
+static uint32_t unroll_of(const matvec_spread *s, ful_type type, uint32_t held, uint32_t each,
+                          uint32_t loads)
+{
+    uint32_t most = (s->cols == 4 ? 2 * loads : loads) / s->cols / (type == FUL_TYPE_F32 ? 2 : 1);
+    if (held > 2) /* x needs registers, too */
+        most = least(most, 2);
+    most = least(most, each);
+    for (uint32_t u = most; 2 * u > most && u > 1; u--)
+        if (each % u == 0)
+            return u;
+    return most < 1 ? 1 : most;
 }
 
 matvec_spread matvec_spread_choose(const op_context *ctx, ful_type type, uint32_t weight_rows,
@@ -72,23 +90,24 @@ matvec_spread matvec_spread_choose(const op_context *ctx, ful_type type, uint32_
     while (s.cols > (pairs ? 2u : 1u) && s.lanes > s.group &&
            4 * s.wg / s.group * (held * s.cols + sums) > caps->shared_bytes)
         s.cols /= 2;
-    uint32_t quads = type == FUL_TYPE_F32 ? 2 : 1, each = (chunks + s.lanes - 1) / s.lanes;
-    uint32_t most = tuning.matvec_loads / (s.cols * quads);
-    most = most < 1 ? 1 : held > 2 ? least(most, 2) : most;
-    /* Whole rounds of loads as far as possible: the rest is loaded one after the other. */
-    s.unroll = 1;
-    for (uint32_t u = 2; u <= most; u++)
-        if (each % u == 0 || (u == most && each > 4 * u && each % s.unroll != 0))
-            s.unroll = u;
+    /* Hardly any lines: one a workgroup, as long as it may be. */
+    while (s.lanes == s.wg && s.subgroup && s.wg < 256 && s.lanes * 2 <= chunks &&
+           s.wg * 2 <= caps->workgroup_invocations && s.wg * 2 <= caps->workgroup_size[0] &&
+           (uint64_t)weight_rows / s.cols * s.lanes < tuning.matvec_invocations / 4)
+        s.lanes = s.wg *= 2;
+    uint32_t each = (chunks + s.lanes - 1) / s.lanes;
+    s.unroll = unroll_of(&s, type, held, each, tuning.matvec_loads / 2);
     return s;
 }
 
 /* With one row the workgroup can normalise x once into shared memory, where it and the sums fit. A
  * larger workgroup then does so less often. */
-static bool stage(const op_context *ctx, uint32_t cols, matvec_spread *s)
+static bool stage(const op_context *ctx, ful_type type, uint32_t cols, matvec_spread *s)
 {
     const ful_caps *caps = device_caps(ctx->device);
     uint32_t wg = s->wg, most = cols > 4096 ? 512 : 256;
+    if (s->lanes == wg)
+        return false; /* one line, which reads everything once in any case */
     while (s->subgroup && wg * 2 <= most && wg * 2 <= caps->workgroup_invocations &&
            wg * 2 <= caps->workgroup_size[0])
         wg *= 2;
@@ -96,6 +115,23 @@ static bool stage(const op_context *ctx, uint32_t cols, matvec_spread *s)
     if (4 * (uint64_t)cols + sums + 64 > caps->shared_bytes)
         return false;
     s->wg = wg;
+    /* Nothing but weights is loaded behind the barrier, so twice as much may be on its way. */
+    uint32_t each = (cols / 8 + s->lanes - 1) / s->lanes;
+    s->unroll = unroll_of(s, type, 1, each, device_tuning(ctx->device).matvec_loads);
+    return true;
+}
+
+/* Several rows of x pass through shared memory, two tiles of them at a time. */
+static bool tile(const op_context *ctx, uint32_t held, matvec_spread *s)
+{
+    const ful_caps *caps = device_caps(ctx->device);
+    enum { WG = 256 };
+    uint64_t bytes = 2 * 16 * (uint64_t)held * 2 * s->group;
+    if (held < 2 || !s->subgroup || s->lanes != s->group || WG > caps->workgroup_invocations ||
+        WG > caps->workgroup_size[0] || bytes + 64 > caps->shared_bytes)
+        return false;
+    s->wg = WG;
+    s->unroll = 1;
     return true;
 }
 
@@ -105,10 +141,12 @@ static void plan_wide(const op_context *ctx, const op_matmul_args *args, matvec_
     uint32_t held = held_rows(args->rows);
     matvec_spread s = matvec_spread_choose(ctx, args->w->type, args->w->rows, args->w->cols, held,
                                            args->act == OP_ACT_SWIGLU, norm != NULL ? held : 0);
-    bool staged = norm != NULL && held == 1 && stage(ctx, args->w->cols, &s);
+    bool staged = norm != NULL && held == 1 && stage(ctx, args->w->type, args->w->cols, &s);
     static const char *const names[2][2] = {{"matvec_wide", "matvec_wide_subgroup"},
                                             {"matvec_norm", "matvec_norm_subgroup"}};
-    plan->module = op_module_name(names[norm != NULL][s.subgroup], args->w->type);
+    bool tiled = norm == NULL && !args->x.half && tile(ctx, held, &s);
+    plan->module = op_module_name(tiled ? "matvec_rows_subgroup" : names[norm != NULL][s.subgroup],
+                                  args->w->type);
     plan->group_rows = held;
     plan->group_weights = s.wg / s.lanes * s.cols;
     plan->desc =

@@ -450,7 +450,8 @@ static ful_result record_up(const moe_part *m, group_call *up, uint32_t held)
         return record_windows(m, up);
     }
     if (a->x.half || !op_moe_routes(m->ctx, a->rows, a->w13->experts, a->top_k))
-        return fail(FUL_ERR_UNSUPPORTED, "experts: no choice among %u of them for %u rows on the way",
+        return fail(FUL_ERR_UNSUPPORTED,
+                    "experts: no choice among %u of them for %u rows on the way",
                     (unsigned)a->w13->experts, (unsigned)a->rows);
     up->lists = gpu_part(a->logits, 0, 4 * (uint64_t)a->w13->experts);
     up->x_scale = m->routes;

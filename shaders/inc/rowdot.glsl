@@ -4,6 +4,7 @@
 //
 // Before including this, declare WG, ROWS, COLS, UNROLL and `readonly w4[]` (uvec4), and define
 //     void x_chunk(uint r, uint k, out vec4 low, out vec4 high)    eight values of row r from column 8k
+// and ROWS_VARY where far fewer than ROWS rows are usual.
 #ifndef FULGUR_INC_ROWDOT
 #define FULGUR_INC_ROWDOT
 
@@ -51,11 +52,13 @@ void rows_load(uint offset, uint k, uint step_chunks, uint chunks)
 void step_dot(uint s, uint k, uint rows)
 {
     [[unroll]] for (uint r = 0u; r < ROWS; r++) {
-        if (ROWS == 1u || r < rows) {
-            vec4 low, high;
-            x_chunk(r, k, low, high);
-            chunk_add(s * STEP_WORDS, low, high, r);
-        }
+#if defined(ROWS_VARY)
+        if (ROWS > 1u && r >= rows)
+            break;
+#endif
+        vec4 low, high;
+        x_chunk(r, k, low, high);
+        chunk_add(s * STEP_WORDS, low, high, r);
     }
 }
 
