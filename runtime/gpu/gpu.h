@@ -154,6 +154,8 @@ typedef struct gpu_pipeline_desc {
     const char *module; /* name in shaders/variants.txt */
     uint32_t buffer_count;
     bool uniform;
+    uint32_t subgroup_size; /* for modules that need `subgroup` on devices that can set it; 0: the
+                             * device's own */
     uint32_t push_bytes;
     uint32_t spec_count;
     uint32_t spec[GPU_MAX_SPEC];

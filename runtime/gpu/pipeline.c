@@ -210,7 +210,8 @@ static ful_result desc_check(const ful_device *d, const gpu_pipeline_desc *desc)
 static bool desc_equal(const gpu_pipeline_desc *a, const gpu_pipeline_desc *b)
 {
     return a->buffer_count == b->buffer_count && a->uniform == b->uniform &&
-           a->push_bytes == b->push_bytes && a->spec_count == b->spec_count &&
+           a->push_bytes == b->push_bytes && a->subgroup_size == b->subgroup_size &&
+           a->spec_count == b->spec_count &&
            memcmp(a->spec, b->spec, a->spec_count * sizeof(a->spec[0])) == 0;
 }
 
@@ -219,6 +220,7 @@ static uint64_t desc_hash(const gpu_pipeline_desc *desc, const uint32_t *code)
     uint64_t h = hash_bytes(HASH_SEED, &code, sizeof(code));
     h = hash_bytes(h, &desc->buffer_count, sizeof(desc->buffer_count));
     h = hash_bytes(h, &desc->push_bytes, sizeof(desc->push_bytes));
+    h = hash_bytes(h, &desc->subgroup_size, sizeof(desc->subgroup_size));
     return hash_bytes(h, desc->spec, desc->spec_count * sizeof(desc->spec[0]));
 }
 
@@ -260,7 +262,7 @@ static ful_result pipeline_note(ful_device *d, const gpu_pipeline_desc *desc, co
         if (needs_word(needs, "coopmat"))
             p->subgroup_size = caps->matrix_subgroup;
         else if (needs_word(needs, "subgroup"))
-            p->subgroup_size = caps->subgroup_size;
+            p->subgroup_size = desc->subgroup_size != 0 ? desc->subgroup_size : caps->subgroup_size;
         p->full_subgroups = needs_word(needs, "coopmat") || needs_word(needs, "coopmat2");
     }
     d->pipelines[d->pipeline_count++] = p;

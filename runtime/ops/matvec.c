@@ -37,17 +37,29 @@ static uint32_t held_rows(uint32_t rows)
     return rows <= 1 ? 1 : rows <= 2 ? 2 : rows <= 4 ? 4 : MATVEC_ROWS;
 }
 
-/* Lanes of one subgroup that may share a sum; 0 if subgroups can't be used in groups of wg. */
-static uint32_t lanes_of_subgroup(const ful_caps *caps, uint32_t wg)
+/* Lanes of one subgroup that may share a sum; 0 if subgroups can't be used in groups of wg. *size
+ * is what to demand of the pipeline, or 0. The smallest size leaves a lane the most registers on
+ * devices whose subgroups share a register file of fixed size. */
+static uint32_t lanes_of_subgroup(const ful_caps *caps, uint32_t wg, uint32_t *size)
 {
-    /* Kernels that name subgroups run at this size where it can be demanded. */
-    uint32_t lanes = (caps->features & FUL_FEATURE_SUBGROUP_SIZE) != 0 ? caps->subgroup_size
-                                                                       : caps->subgroup_min;
-    if ((caps->features & FUL_FEATURE_SUBGROUP) == 0 || lanes < 4 || caps->subgroup_max > wg ||
-        wg % caps->subgroup_max != 0)
+    bool demand = (caps->features & FUL_FEATURE_SUBGROUP_SIZE) != 0;
+    uint32_t smallest = caps->subgroup_min > 8 ? caps->subgroup_min : 8;
+    *size = 0;
+    if ((caps->features & FUL_FEATURE_SUBGROUP) == 0)
         return 0;
-    return lanes < 32 ? lanes : 32;
+    if (demand && smallest <= caps->subgroup_max && wg % smallest == 0) {
+        *size = smallest;
+        return smallest < 32 ? smallest : 32;
+    }
+    if (caps->subgroup_min < 4 || caps->subgroup_max > wg || wg % caps->subgroup_max != 0)
+        return 0;
+    return least(caps->subgroup_min, 32);
 }
+
+enum {
+    LINE_INVOCATIONS = 65536, /* fewer leave a large device waiting for memory */
+    LOADS = 8                 /* 16-byte loads an invocation has under way */
+};
 
 /* Steps loaded ahead, so that about `loads` loads are under way: where a line holds four weight
  * rows twice as many served best. `each` steps make a lane's share; whole rounds if possible,
@@ -57,7 +69,7 @@ static uint32_t unroll_of(const matvec_spread *s, ful_type type, uint32_t held, 
 {
     uint32_t most = (s->cols == 4 ? 2 * loads : loads) / s->cols / (type == FUL_TYPE_F32 ? 2 : 1);
     if (held > 2) /* x needs registers, too */
-        most = least(most, 2);
+        most = least(most, held > 4 ? 1 : 2);
     most = least(most, each);
     for (uint32_t u = most; 2 * u > most && u > 1; u--)
         if (each % u == 0)
@@ -70,34 +82,41 @@ matvec_spread matvec_spread_choose(const op_context *ctx, ful_type type, uint32_
 {
     const ful_caps *caps = device_caps(ctx->device);
     op_tuning tuning = device_tuning(ctx->device);
+    uint32_t invocations = tuned_or(tuning.matvec_invocations, LINE_INVOCATIONS);
     matvec_spread s = {.wg = 128};
-    s.group = lanes_of_subgroup(caps, s.wg);
+    s.group = lanes_of_subgroup(caps, s.wg, &s.subgroup_size);
     s.subgroup = s.group != 0;
     s.lanes = s.subgroup ? s.group : 32;
     if (!s.subgroup)
         s.group = 1;
     /* As many weight rows a line as leave enough lines, so that x is read less often. */
     s.cols = s.subgroup ? 4 : 2;
-    while (s.cols > (pairs ? 2u : 1u) &&
-           (uint64_t)weight_rows / s.cols * s.lanes < tuning.matvec_invocations)
+    while (s.cols > (pairs ? 2u : 1u) && (uint64_t)weight_rows / s.cols * s.lanes < invocations)
         s.cols /= 2;
     /* Too few lines: longer ones. */
     uint32_t chunks = cols / 8;
     while (s.lanes * 2 <= s.wg && s.lanes * 2 <= chunks &&
-           (uint64_t)weight_rows / s.cols * s.lanes < tuning.matvec_invocations)
+           (uint64_t)weight_rows / s.cols * s.lanes < invocations)
         s.lanes *= 2;
     /* The sums of a workgroup pass through shared memory unless subgroups hold the lines. */
     while (s.cols > (pairs ? 2u : 1u) && s.lanes > s.group &&
            4 * s.wg / s.group * (held * s.cols + sums) > caps->shared_bytes)
         s.cols /= 2;
     /* Hardly any lines: one a workgroup, as long as it may be. */
-    while (s.lanes == s.wg && s.subgroup && s.wg < 256 && s.lanes * 2 <= chunks &&
-           s.wg * 2 <= caps->workgroup_invocations && s.wg * 2 <= caps->workgroup_size[0] &&
-           (uint64_t)weight_rows / s.cols * s.lanes < tuning.matvec_invocations / 4)
+    while (s.lanes == s.wg && s.subgroup && s.wg < least(256, 16 * s.group) &&
+           s.lanes * 2 <= chunks && s.wg * 2 <= caps->workgroup_invocations &&
+           s.wg * 2 <= caps->workgroup_size[0] &&
+           (uint64_t)weight_rows / s.cols * s.lanes < invocations / 4)
         s.lanes = s.wg *= 2;
     uint32_t each = (chunks + s.lanes - 1) / s.lanes;
-    s.unroll = unroll_of(&s, type, held, each, tuning.matvec_loads / 2);
+    s.unroll = unroll_of(&s, type, held, each, tuned_or(tuning.matvec_loads, LOADS) / 2);
     return s;
+}
+
+/* Where small subgroups share a register file of fixed size. */
+static bool few_registers(const matvec_spread *s)
+{
+    return s->group < 32;
 }
 
 /* With one row the workgroup can normalise x once into shared memory, where it and the sums fit. A
@@ -105,7 +124,7 @@ matvec_spread matvec_spread_choose(const op_context *ctx, ful_type type, uint32_
 static bool stage(const op_context *ctx, ful_type type, uint32_t cols, matvec_spread *s)
 {
     const ful_caps *caps = device_caps(ctx->device);
-    uint32_t wg = s->wg, most = cols > 4096 ? 512 : 256;
+    uint32_t wg = s->wg, most = least(cols > 4096 ? 512 : 256, 16 * s->group);
     if (s->lanes == wg)
         return false; /* one line, which reads everything once in any case */
     while (s->subgroup && wg * 2 <= most && wg * 2 <= caps->workgroup_invocations &&
@@ -115,9 +134,11 @@ static bool stage(const op_context *ctx, ful_type type, uint32_t cols, matvec_sp
     if (4 * (uint64_t)cols + sums + 64 > caps->shared_bytes)
         return false;
     s->wg = wg;
-    /* Nothing but weights is loaded behind the barrier, so twice as much may be on its way. */
+    /* Nothing but weights is loaded behind the barrier, so twice as much may be on its way, unless
+     * registers then hold too few workgroups. */
     uint32_t each = (cols / 8 + s->lanes - 1) / s->lanes;
-    s->unroll = unroll_of(s, type, 1, each, device_tuning(ctx->device).matvec_loads);
+    uint32_t loads = tuned_or(device_tuning(ctx->device).matvec_loads, LOADS);
+    s->unroll = unroll_of(s, type, 1, each, wg > 256 || few_registers(s) ? loads / 2 : loads);
     return true;
 }
 
@@ -125,13 +146,15 @@ static bool stage(const op_context *ctx, ful_type type, uint32_t cols, matvec_sp
 static bool tile(const op_context *ctx, uint32_t held, matvec_spread *s)
 {
     const ful_caps *caps = device_caps(ctx->device);
-    enum { WG = 256 };
+    uint32_t wg = least(256, 16 * s->group);
     uint64_t bytes = 2 * 16 * (uint64_t)held * 2 * s->group;
-    if (held < 2 || !s->subgroup || s->lanes != s->group || WG > caps->workgroup_invocations ||
-        WG > caps->workgroup_size[0] || bytes + 64 > caps->shared_bytes)
+    if (held < 2 || !s->subgroup || s->lanes != s->group || wg > caps->workgroup_invocations ||
+        wg > caps->workgroup_size[0] || bytes + 64 > caps->shared_bytes)
         return false;
-    s->wg = WG;
+    s->wg = wg;
     s->unroll = 1;
+    if (held > 4 && few_registers(s))
+        s->cols = least(s->cols, 2);
     return true;
 }
 
@@ -151,6 +174,7 @@ static void plan_wide(const op_context *ctx, const op_matmul_args *args, matvec_
     plan->group_weights = s.wg / s.lanes * s.cols;
     plan->desc =
         (gpu_pipeline_desc){.buffer_count = norm != NULL ? 6 : 4,
+                            .subgroup_size = s.subgroup_size,
                             .uniform = true,
                             .push_bytes = norm != NULL ? sizeof(matvec_push) : PLAIN_PUSH_BYTES,
                             .spec_count = norm != NULL ? 10 : 9,

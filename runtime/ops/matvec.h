@@ -10,6 +10,7 @@ enum { MATVEC_ROWS = 8 }; /* the most rows a kernel holds; more are treated in g
  * moe_matvec_wide.comp say. */
 typedef struct matvec_spread {
     bool subgroup;
+    uint32_t subgroup_size; /* for gpu_pipeline_desc */
     uint32_t wg;
     uint32_t lanes; /* invocations that share a line of `cols` weight rows */
     uint32_t group; /* of them in one subgroup; 1 without subgroups */

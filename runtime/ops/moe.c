@@ -353,6 +353,7 @@ static ful_result matvec_pipeline(const moe_part *m, const gpu_tensor *w, bool h
     op_module module = op_module_name(names[s.subgroup][half], w->type);
     gpu_pipeline_desc desc = {.module = module.name,
                               .buffer_count = half ? 5 : 4,
+                              .subgroup_size = s.subgroup_size,
                               .uniform = true,
                               .push_bytes = sizeof(group_push),
                               .spec_count = 9,
@@ -431,6 +432,7 @@ static ful_result route_up_pipeline(const moe_part *m, group_call *call)
         op_module_name(s.subgroup ? "moe_route_up_subgroup" : "moe_route_up_wide", w->type);
     gpu_pipeline_desc desc = {.module = module.name,
                               .buffer_count = 5,
+                              .subgroup_size = s.subgroup_size,
                               .uniform = true,
                               .push_bytes = sizeof(group_push),
                               .spec_count = 11,
