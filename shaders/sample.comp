@@ -24,7 +24,7 @@ layout(push_constant) uniform Push {
     uint vocab;
 } push;
 
-const uint AHEAD = 8u;
+const uint AHEAD = 4u; // 1,024 invocations with more of them in flight leave 64 registers
 
 shared vec4 cells[WG];
 shared uint keys[WG];

@@ -52,10 +52,11 @@ enum { FUL_MATRIX_SHAPES = 8 };
 
 /* What a device has after masking. Zero means absent. */
 typedef struct ful_caps {
-    uint32_t features;                                  /* ful_feature bits */
-    uint32_t api_version;                               /* as VK_MAKE_API_VERSION */
-    uint32_t subgroup_size, subgroup_min, subgroup_max; /* 1 if subgroups are masked */
-    uint32_t workgroup_invocations;                     /* per workgroup */
+    uint32_t features;                   /* ful_feature bits */
+    uint32_t api_version;                /* as VK_MAKE_API_VERSION */
+    uint32_t subgroup_size;              /* which kernels ask for */
+    uint32_t subgroup_min, subgroup_max; /* all three 1 if subgroups are masked */
+    uint32_t workgroup_invocations;      /* per workgroup */
     uint32_t workgroup_size[3], workgroup_count[3];
     uint32_t shared_bytes; /* per workgroup */
     uint32_t push_bytes;

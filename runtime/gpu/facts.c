@@ -330,6 +330,11 @@ ful_result facts_read(const ful_instance *in, VkPhysicalDevice physical, uint32_
     if (have.subgroup_size.subgroupSizeControl && have.subgroup_size.computeFullSubgroups &&
         (sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT))
         caps->features |= FUL_FEATURE_SUBGROUP_SIZE;
+    /* Intel reports its largest size, which leaves a lane a quarter of the registers that the
+     * smallest does: kernels that keep sums in registers spill. */
+    enum { VENDOR_INTEL = 0x8086 };
+    if (plain.vendorID == VENDOR_INTEL && (caps->features & FUL_FEATURE_SUBGROUP_SIZE))
+        caps->subgroup_size = caps->subgroup_min;
     if (have.int_dot.shaderIntegerDotProduct && dot.integerDotProduct4x8BitPackedSignedAccelerated)
         caps->features |= FUL_FEATURE_INT_DOT;
     if (usable & 1u << EXT_MEMORY_BUDGET)
