@@ -3,8 +3,8 @@
 //
 // A workgroup makes a tile of BM rows by BN weight rows, each of its subgroups WM x WN of it in
 // TM x TN accumulators of f32. k advances by BK through shared memory, f16 there: while one step is
-// multiplied the next one is on its way to registers, with STAGES = 2 to the other half of the shared
-// memory. Weight rows outside fp16's range are multiplied by their power of two on the way in and
+// multiplied the next one is on its way to registers. (One long step in shared memory hides more of that
+// way than two short ones that take turns.) Weight rows outside fp16's range are multiplied by their power of two on the way in and
 // divided by it at the end, where the row's scale is applied, too.
 //
 // The result goes through shared memory, TM rows of every subgroup at a time:
@@ -14,6 +14,9 @@
 // OUT_BLOCKS: as halves with a power-of-two scale per row and block of BLOCK columns.
 //
 // Rows and weight rows beyond the edge repeat the last one and are not written.
+//
+// Where tiles are too few to fill a device, its columns are split in `splits` parts, a part for every z
+// of the groups; matmul_reduce.comp adds the parts.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
@@ -38,11 +41,11 @@ layout(constant_id = 5) const uint WN = 32;
 layout(constant_id = 6) const uint TM = 16;
 layout(constant_id = 7) const uint TN = 16;
 layout(constant_id = 8) const uint TK = 16;
-layout(constant_id = 9) const uint STAGES = 2;
-layout(constant_id = 10) const uint PANEL = 8;
-layout(constant_id = 11) const uint ACT = 0;
-layout(constant_id = 12) const uint FLAGS = 0;
-layout(constant_id = 13) const uint BLOCK = 64;
+layout(constant_id = 9) const uint PANEL = 8;
+layout(constant_id = 10) const uint ACT = 0;
+layout(constant_id = 11) const uint FLAGS = 0;
+layout(constant_id = 12) const uint BLOCK = 64;
+layout(constant_id = 13) const uint UNROLL = 1; // steps in one turn of the loop
 
 const bool W_SCALE = (FLAGS & 1u) != 0u; // w_scale is there
 const bool RAGGED = (FLAGS & 2u) != 0u;  // cols is no multiple of BK
@@ -91,13 +94,13 @@ layout(set = 0, binding = 4) readonly buffer w_scale_block
 // Lines of uvec4, an odd number of them: rows of a matrix begin in different banks.
 const uint CHUNKS = BK / 8u;
 const uint LINE = CHUNKS + 1u;
-const uint STAGE = (BM + BN) * LINE;
-// The strip of results: TM rows of every row of subgroups.
-const uint STRIP_ROWS = BM / WM * TM;
+const uint STEP = (BM + BN) * LINE;
+// The strip of results: TM rows of every row of subgroups, or of two of them at a time.
+const uint STRIP_WAVES = (BM / WM) % 2u == 0u ? 2u : BM / WM;
+const uint STRIP_ROWS = STRIP_WAVES * TM;
 const uint STRIP_LINE = BN / 4u + 2u;
-const uint BUFFERS = STAGES * STAGE;
 const uint STRIP = STRIP_ROWS * STRIP_LINE;
-shared uvec4 tiles[BUFFERS > STRIP ? BUFFERS : STRIP];
+shared uvec4 tiles[STEP > STRIP ? STEP : STRIP];
 #if defined(OUT_BLOCKS)
 const uint ROW_BLOCKS = BN / BLOCK;
 shared uint block_max[STRIP_ROWS * ROW_BLOCKS];
@@ -131,39 +134,45 @@ uvec4 cut(uvec4 eight, uint left)
     return eight;
 }
 
-uint columns_left(uint k)
+uint columns_left(uint chunk)
 {
-    return k < p.cols ? p.cols - k : 0u;
+    return 8u * chunk < p.cols ? p.cols - 8u * chunk : 0u;
+}
+
+// Does the step from this uvec4 of a row on reach beyond the last column?
+bool is_ragged(uint from)
+{
+    return RAGGED && 8u * from + BK > p.cols;
 }
 
 // From device memory to registers. Whatever pads a row to 16 bytes must not count.
-void fetch(uint k0)
+void fetch(uint from)
 {
     uint t = gl_LocalInvocationID.x;
-    [[unroll]] for (uint j = 0u; j < X_EACH; j++) {
-        uint i = t + j * WG;
-        if (!X_EVEN && i >= X_COUNT)
-            break;
-        if (RAGGED) {
-            uint left = columns_left(k0 + i % CHUNKS * 8u);
+    if (is_ragged(from)) {
+        [[unroll]] for (uint j = 0u; j < X_EACH; j++) {
+            uint left = columns_left(from + (t + j * WG) % CHUNKS);
             x_next[j] = uvec4(0u);
-            if (left != 0u)
-                x_next[j] = cut(x[x_at[j] + k0 / 8u], left);
-        } else {
-            x_next[j] = x[x_at[j] + k0 / 8u];
+            if (left != 0u && (X_EVEN || t + j * WG < X_COUNT))
+                x_next[j] = cut(x[x_at[j] + from], left);
         }
-    }
-    [[unroll]] for (uint j = 0u; j < W_EACH; j++) {
-        uint i = t + j * WG;
-        if (!W_EVEN && i >= W_COUNT)
-            break;
-        uint left = RAGGED ? columns_left(k0 + i % CHUNKS * 8u) : 8u;
-        [[unroll]] for (uint c = 0u; c < W_WORDS; c++) {
-            w_next[j * W_WORDS + c] = uvec4(0u);
-            if (left > c * WEIGHTS_PER_UVEC4)
-                w_next[j * W_WORDS + c] = w[w_at[j] + k0 / WEIGHTS_PER_UVEC4 + c];
+        [[unroll]] for (uint j = 0u; j < W_EACH; j++) {
+            uint left = columns_left(from + (t + j * WG) % CHUNKS);
+            [[unroll]] for (uint c = 0u; c < W_WORDS; c++) {
+                w_next[j * W_WORDS + c] = uvec4(0u);
+                if (left > c * WEIGHTS_PER_UVEC4 && (W_EVEN || t + j * WG < W_COUNT))
+                    w_next[j * W_WORDS + c] = w[w_at[j] + from * W_WORDS + c];
+            }
         }
+        return;
     }
+    [[unroll]] for (uint j = 0u; j < X_EACH; j++)
+        if (X_EVEN || t + j * WG < X_COUNT)
+            x_next[j] = x[x_at[j] + from];
+    [[unroll]] for (uint j = 0u; j < W_EACH; j++)
+        [[unroll]] for (uint c = 0u; c < W_WORDS; c++)
+            if (W_EVEN || t + j * WG < W_COUNT)
+                w_next[j * W_WORDS + c] = w[w_at[j] + from * W_WORDS + c];
 }
 
 uvec4 pack8(vec4 low, vec4 high)
@@ -191,30 +200,28 @@ uvec4 weights8(uint j)
 }
 
 // From registers to shared memory.
-void keep(uint stage, uint k0)
+void keep(uint from)
 {
     uint t = gl_LocalInvocationID.x;
     [[unroll]] for (uint j = 0u; j < X_EACH; j++) {
         uint i = t + j * WG;
-        if (!X_EVEN && i >= X_COUNT)
-            break;
-        tiles[stage * STAGE + i / CHUNKS * LINE + i % CHUNKS] = x_next[j];
+        if (X_EVEN || i < X_COUNT)
+            tiles[i / CHUNKS * LINE + i % CHUNKS] = x_next[j];
     }
     [[unroll]] for (uint j = 0u; j < W_EACH; j++) {
         uint i = t + j * WG;
-        if (!W_EVEN && i >= W_COUNT)
-            break;
         uvec4 eight = weights8(j);
-        if (RAGGED)
-            eight = cut(eight, columns_left(k0 + i % CHUNKS * 8u));
-        tiles[stage * STAGE + (BM + i / CHUNKS) * LINE + i % CHUNKS] = eight;
+        if (is_ragged(from))
+            eight = cut(eight, columns_left(from + i % CHUNKS));
+        if (W_EVEN || i < W_COUNT)
+            tiles[(BM + i / CHUNKS) * LINE + i % CHUNKS] = eight;
     }
 }
 
 #if !defined(OUT_BLOCKS)
 void write4(uint row, uint n, vec4 y)
 {
-    uint at = row * p.out_stride;
+    uint at = row_group() * p.split_stride + row * p.out_stride;
     uint column = p.w_row0 + n;
     if (ACT == 2u) {
         vec2 h = vec2(silu(y.x) * y.y, silu(y.z) * y.w);
@@ -263,99 +270,113 @@ void main()
     [[unroll]] for (uint i = 0u; i < COUNT_M * COUNT_N; i++)
         sums[i] = coopmat<float, gl_ScopeSubgroup, TM, TN, gl_MatrixUseAccumulator>(0.0);
 
-    uint begin = 0u, end = p.cols;
-    fetch(begin);
-    keep(0u, begin);
-    uint stage = 0u;
-    for (uint k0 = begin; k0 < end; k0 += BK) {
-        barrier();
-        bool more = k0 + BK < end;
-        if (more)
-            fetch(k0 + BK);
-        uint x_from = stage * STAGE + wave_m * WM * LINE;
-        uint w_from = stage * STAGE + (BM + wave_n * WN) * LINE;
-        [[unroll]] for (uint k = 0u; k < BK; k += TK) {
-            coopmat<float16_t, gl_ScopeSubgroup, TM, TK, gl_MatrixUseA> a[COUNT_M];
-            [[unroll]] for (uint i = 0u; i < COUNT_M; i++)
-                coopMatLoad(a[i], tiles, x_from + i * TM * LINE + k / 8u, LINE,
-                            gl_CooperativeMatrixLayoutRowMajor);
-            [[unroll]] for (uint j = 0u; j < COUNT_N; j++) {
-                coopmat<float16_t, gl_ScopeSubgroup, TK, TN, gl_MatrixUseB> b;
-                coopMatLoad(b, tiles, w_from + j * TN * LINE + k / 8u, LINE,
-                            gl_CooperativeMatrixLayoutColumnMajor);
-                [[unroll]] for (uint i = 0u; i < COUNT_M; i++)
-                    sums[i * COUNT_N + j] = coopMatMulAdd(a[i], b, sums[i * COUNT_N + j]);
-            }
-        }
-        if (STAGES == 1u)
-            barrier();
-        else
-            stage ^= 1u;
-        if (more)
-            keep(stage, k0 + BK);
-    }
-
-    [[unroll]] for (uint i = 0u; i < COUNT_M; i++) {
-        barrier(); // the last step, or the strip before, has been read
-        [[unroll]] for (uint j = 0u; j < COUNT_N; j++)
-            coopMatStore(sums[i * COUNT_N + j], tiles,
-                         wave_m * TM * STRIP_LINE + (wave_n * WN + j * TN) / 4u, STRIP_LINE,
-                         gl_CooperativeMatrixLayoutRowMajor);
-#if defined(OUT_BLOCKS)
-        for (uint e = t; e < STRIP_ROWS * ROW_BLOCKS; e += WG)
-            block_max[e] = 0u;
-#endif
-        barrier();
-        for (uint e = t; e < STRIP_ROWS * (BN / 4u); e += WG) {
-            uint line = e / (BN / 4u), quad = e % (BN / 4u);
-            uint r = line / TM * WM + i * TM + line % TM;
-            uint n = tile.n0 + 4u * quad;
-            if (r >= tile.count || n >= p.w_rows)
-                continue;
-            vec4 y = uintBitsToFloat(tiles[line * STRIP_LINE + quad]);
-            // One scale after the other: their product may leave f32's range.
-            if (W_SCALE)
-                for (uint c = 0u; c < 4u; c++)
-                    y[c] /= w_scale[tile.scale0 + min(n + c, p.w_rows - 1u)];
+    // Steps are counted in uvec4 of halves. Split columns: z of the groups counts their parts.
+    uint chunks = (p.cols + 7u) / 8u;
+    uint each = (chunks + p.splits * CHUNKS - 1u) / (p.splits * CHUNKS) * CHUNKS;
+    uint begin = row_group() * each, end = min(chunks, begin + each);
 #if defined(GROUPED)
-            y *= x_scale[tile.row0 + r];
+    // The last tile of an expert may be almost empty: subgroups without rows do not multiply.
+    bool busy = wave_m * WM < tile.count;
 #else
-            y *= x_scale[p.row0 + tile.row0 + r];
+    const bool busy = true; // the test would cost full tiles time
 #endif
-            if (ACT == 1u) {
-                for (uint c = 0u; c < 4u; c++) {
-                    float g = sigmoid(y[c]);
-                    y[c] = p.w_row0 + n + c < p.split ? y[c] * g : g;
+    fetch(begin);
+    keep(begin);
+    for (uint turn = begin; turn < end; turn += UNROLL * CHUNKS) {
+        [[unroll]] for (uint u = 0u; u < UNROLL; u++) {
+            uint now = turn + u * CHUNKS;
+            if (now >= end)
+                break;
+            barrier();
+            bool more = now + CHUNKS < end;
+            if (more)
+                fetch(now + CHUNKS);
+            if (busy) {
+                uint x_from = wave_m * WM * LINE;
+                uint w_from = (BM + wave_n * WN) * LINE;
+                [[unroll]] for (uint k = 0u; k < BK; k += TK) {
+                    coopmat<float16_t, gl_ScopeSubgroup, TM, TK, gl_MatrixUseA> a[COUNT_M];
+                    [[unroll]] for (uint i = 0u; i < COUNT_M; i++)
+                        coopMatLoad(a[i], tiles, x_from + i * TM * LINE + k / 8u, LINE,
+                                    gl_CooperativeMatrixLayoutRowMajor);
+                    [[unroll]] for (uint j = 0u; j < COUNT_N; j++) {
+                        coopmat<float16_t, gl_ScopeSubgroup, TK, TN, gl_MatrixUseB> b;
+                        coopMatLoad(b, tiles, w_from + j * TN * LINE + k / 8u, LINE,
+                                    gl_CooperativeMatrixLayoutColumnMajor);
+                        [[unroll]] for (uint i = 0u; i < COUNT_M; i++)
+                            sums[i * COUNT_N + j] = coopMatMulAdd(a[i], b, sums[i * COUNT_N + j]);
+                    }
                 }
             }
-#if defined(OUT_BLOCKS)
-            uvec4 bits = floatBitsToUint(y);
-            tiles[line * STRIP_LINE + quad] = bits;
-            bits &= ABS_MASK;
-            atomicMax(block_max[line * ROW_BLOCKS + 4u * quad / BLOCK],
-                      max(max(bits.x, bits.y), max(bits.z, bits.w)));
-#else
-            write4(tile.row0 + r, n, y);
-#endif
+            barrier();
+            if (more)
+                keep(now + CHUNKS);
         }
-#if defined(OUT_BLOCKS)
-        barrier();
-        for (uint e = t; e < STRIP_ROWS * (BN / 4u); e += WG) {
-            uint line = e / (BN / 4u), quad = e % (BN / 4u);
-            uint r = line / TM * WM + i * TM + line % TM;
-            uint n = tile.n0 + 4u * quad;
-            if (r >= tile.count || n >= p.w_rows)
-                continue;
-            uint column = p.w_row0 + n;
-            uint max_bits = block_max[line * ROW_BLOCKS + 4u * quad / BLOCK];
-            vec4 y = uintBitsToFloat(tiles[line * STRIP_LINE + quad]) * half_multiplier(max_bits);
-            halves[((tile.row0 + r) * p.out_stride + column) / 4u] =
-                row_is_finite(max_bits) ? uvec2(packHalf2x16(y.xy), packHalf2x16(y.zw))
-                                        : uvec2(0x7e007e00u);
-            if (column % BLOCK == 0u)
-                out_scale[(tile.row0 + r) * (p.out_stride / BLOCK) + column / BLOCK] =
-                    floatBitsToUint(half_row_scale(max_bits));
-        }
-#endif
     }
+
+    [[unroll]] for (uint i = 0u; i < COUNT_M; i++)
+        for (uint wave0 = 0u; wave0 < BM / WM; wave0 += STRIP_WAVES) {
+            barrier(); // the last step, or the strip before, has been read
+            if (wave_m >= wave0 && wave_m < wave0 + STRIP_WAVES)
+                [[unroll]] for (uint j = 0u; j < COUNT_N; j++)
+                    coopMatStore(sums[i * COUNT_N + j], tiles,
+                                 (wave_m - wave0) * TM * STRIP_LINE + (wave_n * WN + j * TN) / 4u,
+                                 STRIP_LINE, gl_CooperativeMatrixLayoutRowMajor);
+#if defined(OUT_BLOCKS)
+            for (uint e = t; e < STRIP_ROWS * ROW_BLOCKS; e += WG)
+                block_max[e] = 0u;
+#endif
+            barrier();
+            for (uint e = t; e < STRIP_ROWS * (BN / 4u); e += WG) {
+                uint line = e / (BN / 4u), quad = e % (BN / 4u);
+                uint r = (wave0 + line / TM) * WM + i * TM + line % TM;
+                uint n = tile.n0 + 4u * quad;
+                if (r >= tile.count || n >= p.w_rows)
+                    continue;
+                vec4 y = uintBitsToFloat(tiles[line * STRIP_LINE + quad]);
+                // One scale after the other: their product may leave f32's range.
+                if (W_SCALE)
+                    for (uint c = 0u; c < 4u; c++)
+                        y[c] /= w_scale[tile.scale0 + min(n + c, p.w_rows - 1u)];
+#if defined(GROUPED)
+                y *= x_scale[tile.row0 + r];
+#else
+                y *= x_scale[p.row0 + tile.row0 + r];
+#endif
+                if (ACT == 1u) {
+                    for (uint c = 0u; c < 4u; c++) {
+                        float g = sigmoid(y[c]);
+                        y[c] = p.w_row0 + n + c < p.split ? y[c] * g : g;
+                    }
+                }
+#if defined(OUT_BLOCKS)
+                uvec4 bits = floatBitsToUint(y);
+                tiles[line * STRIP_LINE + quad] = bits;
+                bits &= ABS_MASK;
+                atomicMax(block_max[line * ROW_BLOCKS + 4u * quad / BLOCK],
+                          max(max(bits.x, bits.y), max(bits.z, bits.w)));
+#else
+                write4(tile.row0 + r, n, y);
+#endif
+            }
+#if defined(OUT_BLOCKS)
+            barrier();
+            for (uint e = t; e < STRIP_ROWS * (BN / 4u); e += WG) {
+                uint line = e / (BN / 4u), quad = e % (BN / 4u);
+                uint r = (wave0 + line / TM) * WM + i * TM + line % TM;
+                uint n = tile.n0 + 4u * quad;
+                if (r >= tile.count || n >= p.w_rows)
+                    continue;
+                uint column = p.w_row0 + n;
+                uint max_bits = block_max[line * ROW_BLOCKS + 4u * quad / BLOCK];
+                vec4 y = uintBitsToFloat(tiles[line * STRIP_LINE + quad]) * half_multiplier(max_bits);
+                halves[((tile.row0 + r) * p.out_stride + column) / 4u] =
+                    row_is_finite(max_bits) ? uvec2(packHalf2x16(y.xy), packHalf2x16(y.zw))
+                                            : uvec2(0x7e007e00u);
+                if (column % BLOCK == 0u)
+                    out_scale[(tile.row0 + r) * (p.out_stride / BLOCK) + column / BLOCK] =
+                        floatBitsToUint(half_row_scale(max_bits));
+            }
+#endif
+        }
 }

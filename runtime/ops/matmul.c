@@ -48,6 +48,13 @@ static void plan_tiles(const op_context *ctx, const op_matmul_args *args, matmul
         .spec = {TILE_WG, bm, bn, bk, 8, 4, args->act, vec, half && args->w->row_scale.vk != NULL}};
 }
 
+uint64_t op_matmul_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t weight_rows)
+{
+    if (!op_wide(ctx) || rows <= FEW_ROWS)
+        return 0;
+    return tiles_scratch_bytes(ctx, rows, weight_rows);
+}
+
 bool op_matmul_blocks_usable(const op_context *ctx, const gpu_tensor *w, uint32_t rows,
                              uint32_t block)
 {
@@ -80,7 +87,8 @@ ful_result op_matmul(const op_context *ctx, const op_matmul_args *args)
                                 .rows = args->rows,
                                 .out_stride = in_blocks ? blocks->stride : args->out_stride,
                                 .block = in_blocks ? blocks->block : 0,
-                                .act = args->act};
+                                .act = args->act,
+                                .scratch_bytes = args->scratch.bytes};
         tile_kernel kernel;
         if (tiles_choose(ctx, &request, &kernel))
             return tiles_matmul(ctx, args, &kernel);

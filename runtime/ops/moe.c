@@ -173,7 +173,8 @@ static moe_plan plan_make(const op_context *ctx, bool half, uint32_t rows, uint3
     uint64_t expected = (uint64_t)rows * top_k / experts;
     p.matrix = half && p.wide && !p.few && tiles_usable(ctx);
     if (p.matrix)
-        p.tile_rows = tiles_group_rows(ctx, expected < rows ? (uint32_t)expected : rows);
+        p.tile_rows =
+            tiles_group_rows(ctx, experts, expected < rows ? (uint32_t)expected : rows, 2 * width);
     else if (p.wide)
         p.tile_rows = expected <= 16 ? 16 : expected <= 32 ? 32 : 64;
     else

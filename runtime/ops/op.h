@@ -159,7 +159,10 @@ typedef struct op_matmul_args {
     bool fixed;
     const op_fused_norm *norm; /* NULL: none. Else x is f32, its stride its dim, and
                                   op_matmul_norm_usable */
+    gpu_range scratch; /* may be empty; with op_matmul_scratch_bytes the columns can be split where
+                          tiles are too few for the device */
 } op_matmul_args;
+uint64_t op_matmul_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t weight_rows);
 /* Few rows (and CPU devices): matrix-vector kernels; else tiles. */
 ful_result op_matmul(const op_context *ctx, const op_matmul_args *args);
 /* True if op_matmul can write op_blocks of this size with these weights here. */

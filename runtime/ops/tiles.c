@@ -1,6 +1,7 @@
 /* Tiles on cooperative matrices of subgroups: their sizes by device and rows, and dense products
  * with them. */
 #include <assert.h>
+#include <math.h>
 
 #include "ops/tiles.h"
 #include "ops/tuning.h"
@@ -9,34 +10,42 @@ enum {
     FLAG_W_SCALE = 1,
     FLAG_RAGGED = 2,
     FLAG_VEC_OUT = 4,
+    SPLITS_MAX = 8,
     /* Tiles of x that are walked together, block of weight rows by block: their x (16 tiles of 128
      * rows by 6,144 halves are 25 MB) should stay in the second cache. */
     PANEL = 16
 };
 
-/* A tile, the part of one subgroup in it, and halves of a row per step. */
+/* A tile, the part of one subgroup in it, and columns of a step. `rate` is the speed of a device
+ * full of them relative to the others of its list. */
 typedef struct tile_size {
-    uint32_t bm, bn, bk, wm, wn, stages;
+    uint32_t bm, bn, bk, wm, wn;
+    double rate;
 } tile_size;
 
-/* Largest first. A subgroup of 32 holds at most 64 x 64 sums, 128 registers a lane; smaller
- * subgroups have fewer registers in all. */
+/* Rates measured on an H100, TFLOP/s: one workgroup of 8 subgroups lives there at a time, so long
+ * steps and much of the shared memory pay. */
 static const tile_size sizes_of_32[] = {
-    {128, 128, 32, 64, 64, 2},
-    {64, 128, 32, 32, 64, 2},
-    {32, 128, 32, 32, 32, 2},
-    {16, 128, 32, 16, 32, 2},
+    {128, 192, 64, 64, 48, 302}, {192, 128, 64, 48, 64, 302}, {128, 128, 64, 64, 32, 267},
+    {160, 128, 64, 80, 32, 280}, {64, 256, 64, 64, 32, 240},  {64, 128, 64, 32, 64, 180},
+    {64, 64, 64, 32, 32, 150},   {32, 128, 64, 32, 32, 120},  {32, 64, 64, 16, 32, 100},
+    {16, 128, 64, 16, 32, 70},   {16, 64, 64, 16, 16, 60},    {64, 64, 32, 32, 32, 120},
 };
+/* Guessed from sizes: less shared memory, so that several workgroups live beside each other. */
+static const tile_size sizes_of_64[] = {
+    {128, 128, 32, 64, 64, 100}, {64, 128, 32, 32, 64, 85}, {64, 64, 32, 32, 32, 65},
+    {32, 128, 32, 32, 32, 55},   {32, 64, 32, 16, 32, 45},  {16, 128, 32, 16, 32, 35},
+    {16, 64, 32, 16, 16, 25},
+};
+/* A lane of a small subgroup has to hold more of a tile. */
 static const tile_size sizes_of_16[] = {
-    {128, 128, 32, 32, 32, 2},
-    {64, 64, 32, 32, 32, 2},
-    {32, 64, 32, 16, 32, 2},
-    {16, 64, 32, 16, 16, 2},
+    {128, 128, 32, 32, 32, 100}, {64, 128, 32, 32, 32, 85}, {64, 64, 32, 32, 32, 65},
+    {32, 64, 32, 16, 32, 45},    {16, 64, 32, 16, 16, 25},
 };
 static const tile_size sizes_of_8[] = {
-    {64, 64, 32, 16, 32, 2},
-    {32, 64, 32, 16, 32, 2},
-    {16, 64, 32, 16, 16, 2},
+    {64, 64, 32, 16, 32, 85},
+    {32, 64, 32, 16, 32, 55},
+    {16, 64, 32, 16, 16, 30},
 };
 
 typedef struct size_list {
@@ -44,59 +53,74 @@ typedef struct size_list {
     uint32_t count;
 } size_list;
 
+#define LIST(array) ((size_list){array, sizeof(array) / sizeof(array[0])})
+
 static size_list sizes_for(uint32_t subgroup)
 {
-    if (subgroup >= 32)
-        return (size_list){sizes_of_32, sizeof(sizes_of_32) / sizeof(sizes_of_32[0])};
-    if (subgroup == 16)
-        return (size_list){sizes_of_16, sizeof(sizes_of_16) / sizeof(sizes_of_16[0])};
-    return (size_list){sizes_of_8, sizeof(sizes_of_8) / sizeof(sizes_of_8[0])};
+    return subgroup >= 64   ? LIST(sizes_of_64)
+           : subgroup >= 32 ? LIST(sizes_of_32)
+           : subgroup >= 16 ? LIST(sizes_of_16)
+                            : LIST(sizes_of_8);
+}
+
+static uint32_t invocations(const tile_size *s, const ful_caps *caps)
+{
+    return s->bm / s->wm * (s->bn / s->wn) * caps->matrix_subgroup;
 }
 
 /* Shared memory as the shader declares it. */
 static uint32_t shared_bytes(const tile_size *s, const ful_matrix_shape *m, uint32_t block)
 {
-    uint32_t buffers = s->stages * (s->bm + s->bn) * (s->bk / 8 + 1);
-    uint32_t strip_rows = s->bm / s->wm * m->m;
+    uint32_t step = (s->bm + s->bn) * (s->bk / 8 + 1);
+    uint32_t waves = s->bm / s->wm, strip_rows = (waves % 2 == 0 ? 2 : waves) * m->m;
     uint32_t strip = strip_rows * (s->bn / 4 + 2);
     uint32_t maxima = block == 0 ? 0 : strip_rows * (s->bn / block) * 4;
-    return (buffers > strip ? buffers : strip) * 16 + maxima;
+    return (step > strip ? step : strip) * 16 + maxima;
 }
 
-/* True if the device can hold it; one stage where two do not fit. */
-static bool size_fit(const ful_caps *caps, uint32_t block, tile_size *s)
+static bool size_fits(const ful_caps *caps, const tile_size *s, uint32_t block)
 {
-    const ful_matrix_shape *m = &caps->matrix[0];
-    uint32_t wg = s->bm / s->wm * (s->bn / s->wn) * caps->matrix_subgroup;
-    if (wg > caps->workgroup_invocations || wg > caps->workgroup_size[0] ||
-        (block != 0 && s->bn % block != 0))
-        return false;
-    if (shared_bytes(s, m, block) > caps->shared_bytes)
-        s->stages = 1;
-    return shared_bytes(s, m, block) <= caps->shared_bytes;
+    uint32_t wg = invocations(s, caps);
+    return wg <= caps->workgroup_invocations && wg <= caps->workgroup_size[0] &&
+           shared_bytes(s, &caps->matrix[0], block) <= caps->shared_bytes &&
+           (block == 0 || s->bn % block == 0);
 }
 
-/* The largest size that the device can hold and that no smaller one serves as well for `rows`; with
- * `exact` rows of a tile, only those; with a tile_code, that one. */
-static bool size_choose(const ful_caps *caps, uint32_t rows, uint32_t exact, uint32_t block,
-                        uint32_t code, tile_size *out)
+/* How many workgroups of this kind keep the device busy. Vulkan does not tell. */
+static uint32_t units_of(const op_context *ctx)
 {
-    size_list list = sizes_for(caps->matrix_subgroup);
-    bool found = false;
-    *out = (tile_size){0};
-    for (uint32_t i = 0; i < list.count; i++) {
-        tile_size s = list.sizes[i];
-        if (!size_fit(caps, block, &s) || (exact != 0 && s.bm != exact))
-            continue;
-        if (code != 0 && code != tile_code(TILE_KIND_SUBGROUP, s.bm, s.bn))
-            continue;
-        if (found && s.bm < rows)
-            break;
-        *out = s;
-        found = true;
+    switch (ful_device_get_info(ctx->device)->kind) {
+    case FUL_DEVICE_DISCRETE:
+    case FUL_DEVICE_VIRTUAL:
+        return 128;
+    case FUL_DEVICE_CPU:
+        return 4;
+    case FUL_DEVICE_INTEGRATED:
+    case FUL_DEVICE_OTHER:
+        break;
     }
-    return found;
+    return 16;
 }
+
+/* Tiles of bm rows that `rows` need. Of one expert among many it is an average: its rows scatter
+ * about `rows` by their square root, as random routing does. */
+static double tiles_expected(bool grouped, uint32_t rows, uint32_t bm)
+{
+    if (!grouped)
+        return div_up_u32(rows, bm);
+    double tiles = 0, mean = rows < 1 ? 1 : rows, spread = 1 / sqrt(mean);
+    for (uint32_t at = 0; at < 2 * rows + bm; at += bm)
+        tiles += 1 / (1 + exp(-1.7 * (mean - at) * spread)); /* of a normal distribution */
+    return tiles;
+}
+
+/* What is to be made of tiles. */
+typedef struct tile_work {
+    bool grouped;
+    uint32_t experts, rows, weight_rows;
+    uint32_t exact; /* not 0: rows that a tile must have */
+    uint32_t block;
+} tile_work;
 
 /* What tuning says about products of so many rows; 0: nothing. */
 static uint32_t tuned_code(const op_context *ctx, bool grouped, uint32_t rows)
@@ -106,24 +130,79 @@ static uint32_t tuned_code(const op_context *ctx, bool grouped, uint32_t rows)
     return grouped ? t.group_tile[i] : t.tile[i];
 }
 
+/* The tuned size, else that with the least time: rounds of workgroups times the work of one. */
+static bool size_choose(const op_context *ctx, const tile_work *work, tile_size *out)
+{
+    const ful_caps *caps = device_caps(ctx->device);
+    size_list list = sizes_for(caps->matrix_subgroup);
+    uint32_t code = tuned_code(ctx, work->grouped, work->rows);
+    double units = units_of(ctx), best = 0;
+    *out = (tile_size){0};
+    for (uint32_t i = 0; i < list.count; i++) {
+        const tile_size *s = &list.sizes[i];
+        if (!size_fits(caps, s, work->block) || (work->exact != 0 && s->bm != work->exact))
+            continue;
+        double groups = work->experts * tiles_expected(work->grouped, work->rows, s->bm) *
+                        div_up_u32(work->weight_rows, s->bn);
+        double time = ceil(groups / units) * s->bm * s->bn / s->rate;
+        if (code == tile_code(TILE_KIND_SUBGROUP, s->bm, s->bn))
+            time = 0;
+        if (out->bm == 0 || time < best) {
+            *out = *s;
+            best = time;
+        }
+    }
+    return out->bm != 0;
+}
+
 bool tiles_usable(const op_context *ctx)
 {
     const ful_caps *caps = device_caps(ctx->device);
     tile_size s;
     return op_half_usable(ctx->device) && (caps->features & FUL_FEATURE_COOPMAT) &&
            gpu_module_usable(ctx->device, "matmul_coopmat_f16") &&
-           size_choose(caps, 1, 0, 0, 0, &s);
+           size_choose(ctx, &(tile_work){.experts = 1, .rows = 1, .weight_rows = 1}, &s);
 }
 
-uint32_t tiles_group_rows(const op_context *ctx, uint32_t rows)
+uint32_t tiles_group_rows(const op_context *ctx, uint32_t experts, uint32_t rows,
+                          uint32_t weight_rows)
 {
-    const ful_caps *caps = device_caps(ctx->device);
-    uint32_t code = tuned_code(ctx, true, rows), bm = code >> 14 & 0x3fff;
+    tile_work work = {
+        .grouped = true, .experts = experts, .rows = rows, .weight_rows = weight_rows};
     tile_size s;
     /* Tiles of whole workgroups leave some weights to those of subgroups. */
-    if (bm != 0 && size_choose(caps, rows, bm, 0, 0, &s))
-        return bm;
-    return size_choose(caps, rows, 0, 0, 0, &s) ? s.bm : 0;
+    work.exact = tuned_code(ctx, true, rows) >> 14 & 0x3fff;
+    if (work.exact != 0 && size_choose(ctx, &work, &s))
+        return s.bm;
+    work.exact = 0;
+    return size_choose(ctx, &work, &s) ? s.bm : 0;
+}
+
+/* Parts of the columns that fill the device, each of at least four steps. */
+static uint32_t splits_for(const op_context *ctx, const tile_size *s, uint32_t rows,
+                           uint32_t weight_rows, uint32_t cols)
+{
+    uint32_t groups = div_up_u32(rows, s->bm) * div_up_u32(weight_rows, s->bn);
+    uint32_t steps = div_up_u32(cols, s->bk);
+    uint32_t splits = units_of(ctx) / groups;
+    if (splits > SPLITS_MAX)
+        splits = SPLITS_MAX;
+    if (splits > steps / 4)
+        splits = steps / 4;
+    if (splits < 2)
+        return 1;
+    return div_up_u32(steps, div_up_u32(steps, splits)); /* none of them empty */
+}
+
+uint64_t tiles_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t weight_rows)
+{
+    tile_work work = {.experts = 1, .rows = rows, .weight_rows = weight_rows};
+    tile_size s;
+    if (!tiles_usable(ctx) || !size_choose(ctx, &work, &s))
+        return 0;
+    uint32_t splits = splits_for(ctx, &s, rows, weight_rows, UINT32_MAX / 2);
+    uint64_t bytes = (uint64_t)splits * rows * weight_rows * 4;
+    return splits > 1 && bytes <= device_caps(ctx->device)->storage_range_bytes ? bytes : 0;
 }
 
 /* Results a block of columns at a time: no block may lie in two windows or two tiles. */
@@ -152,31 +231,76 @@ bool tiles_choose(const op_context *ctx, const tile_request *q, tile_kernel *out
         return false;
     if (q->block != 0 && (q->grouped || q->act == OP_ACT_SWIGLU || !blocks_fit(q->w, q->block)))
         return false;
-    uint32_t code = tuned_code(ctx, q->grouped, q->rows);
-    if (tiles_flexible_choose(ctx, q, code, out))
+    if (tiles_flexible_choose(ctx, q, tuned_code(ctx, q->grouped, q->rows), out)) {
+        out->splits = 1;
         return true;
+    }
+    tile_work work = {.grouped = q->grouped,
+                      .experts = q->w->experts,
+                      .rows = q->rows,
+                      .weight_rows = q->w->rows,
+                      .exact = q->tile_rows,
+                      .block = q->block};
     tile_size s;
-    if ((code == 0 || !size_choose(caps, q->rows, q->tile_rows, q->block, code, &s)) &&
-        !size_choose(caps, q->rows, q->tile_rows, q->block, 0, &s))
+    if (!size_choose(ctx, &work, &s))
         return false;
+    uint32_t splits = 1;
+    if (!q->grouped && q->block == 0)
+        splits = splits_for(ctx, &s, q->rows, q->w->rows, q->w->cols);
+    if (splits > 1 && q->scratch_bytes < (uint64_t)splits * q->rows * q->w->rows * 4)
+        splits = 1;
+    uint32_t out_stride = splits > 1 ? q->w->rows : q->out_stride;
     const ful_matrix_shape *m = &caps->matrix[0];
     bool w_scale = q->w->row_scale.vk != VK_NULL_HANDLE;
     uint32_t flags = (w_scale ? FLAG_W_SCALE : 0) | (q->w->cols % s.bk != 0 ? FLAG_RAGGED : 0) |
-                     (windows_in_fours(q->w) && q->out_stride % 4 == 0 ? FLAG_VEC_OUT : 0);
-    *out = (tile_kernel){.module = op_module_name(q->grouped      ? "moe_coopmat"
-                                                  : q->block != 0 ? "matmul_coopmat_blocks"
-                                                                  : "matmul_coopmat",
-                                                  q->w->type),
-                         .bm = s.bm,
-                         .bn = s.bn,
-                         .desc = {.buffer_count = q->grouped || q->block != 0 ? 6 : 5,
-                                  .uniform = true,
-                                  .push_bytes = sizeof(tile_push),
-                                  .spec_count = 14,
-                                  .spec = {s.bm / s.wm * (s.bn / s.wn) * caps->matrix_subgroup,
-                                           s.bm, s.bn, s.bk, s.wm, s.wn, m->m, m->n, m->k, s.stages,
-                                           PANEL, q->act, flags, q->block != 0 ? q->block : s.bn}}};
+                     (windows_in_fours(q->w) && out_stride % 4 == 0 ? FLAG_VEC_OUT : 0);
+    *out = (tile_kernel){
+        .module = op_module_name(q->grouped      ? "moe_coopmat"
+                                 : q->block != 0 ? "matmul_coopmat_blocks"
+                                                 : "matmul_coopmat",
+                                 q->w->type),
+        .bm = s.bm,
+        .bn = s.bn,
+        .splits = splits,
+        .desc = {.buffer_count = q->grouped || q->block != 0 ? 6 : 5,
+                 .uniform = true,
+                 .push_bytes = sizeof(tile_push),
+                 .spec_count = 14,
+                 .spec = {invocations(&s, caps), s.bm, s.bn, s.bk, s.wm, s.wn, m->m, m->n, m->k,
+                          PANEL, splits > 1 ? OP_ACT_NONE : q->act, flags,
+                          q->block != 0 ? q->block : s.bn, caps->matrix_subgroup >= 32 ? 2 : 1}}};
     return true;
+}
+
+/* Adds the parts of split columns. */
+static ful_result record_reduce(const op_context *ctx, const op_matmul_args *args, uint32_t splits)
+{
+    struct {
+        uint32_t row0, row_count, fixed_rows, splits, w_rows, out_stride, split;
+    } push = {0, args->rows, args->fixed, splits, args->w->rows, args->out_stride, args->split};
+    gpu_pipeline_desc desc = {.module = "matmul_reduce",
+                              .buffer_count = 2,
+                              .uniform = true,
+                              .push_bytes = sizeof(push),
+                              .spec_count = 2,
+                              .spec = {128, args->act}};
+    gpu_pipeline *pipeline;
+    TRY(gpu_pipeline_get(ctx->device, &desc, &pipeline));
+    uint64_t elements = (uint64_t)args->rows * push.w_rows;
+    gpu_dispatch d = {
+        .pipeline = pipeline,
+        .buffers = {gpu_part(args->scratch, 0, splits * elements * 4),
+                    op_rows(args->out, 0, args->rows, 4 * (uint64_t)args->out_stride)},
+        .writes = 1u << 1,
+        .uniform = ctx->step,
+        .push = &push,
+        .cost = {.bytes = 4.0 * (double)elements * (splits + 1.0),
+                 .flops = (double)elements * splits},
+        .label = "matmul reduce",
+        .layer = ctx->layer};
+    uint64_t pairs = (uint64_t)args->rows * ((push.w_rows + 1) / 2);
+    TRY(op_groups(ctx->device, "matmul", (pairs + 127) / 128, 1, d.groups));
+    return gpu_commands_dispatch(ctx->commands, &d);
 }
 
 ful_result tiles_matmul(const op_context *ctx, const op_matmul_args *args,
@@ -186,6 +310,7 @@ ful_result tiles_matmul(const op_context *ctx, const op_matmul_args *args,
     const op_activation *x = &args->x;
     const op_blocks *blocks = &args->out_blocks;
     bool in_blocks = blocks->data.buffer != NULL;
+    uint32_t splits = kernel->splits;
     gpu_pipeline_desc desc = kernel->desc;
     desc.module = kernel->module.name;
     gpu_pipeline *pipeline;
@@ -197,10 +322,15 @@ ful_result tiles_matmul(const op_context *ctx, const op_matmul_args *args,
     uint64_t row_bytes[] = {x_bytes, out_bytes, scale_bytes};
     uint32_t part;
     TRY(op_part_rows(ctx->device, "matmul", row_bytes, 3, args->rows, &part));
+    if (splits > 1 && part < args->rows)
+        return fail(FUL_ERR_UNSUPPORTED, "matmul: %u rows in %u parts exceed the device's bindings",
+                    (unsigned)args->rows, (unsigned)splits);
     for (uint32_t row0 = 0; row0 < args->rows; row0 += part) {
         uint32_t rows = args->rows - row0 < part ? args->rows - row0 : part;
         gpu_range x_scale = op_rows(x->scale, 0, args->rows, 4);
         gpu_range out = op_rows(in_blocks ? blocks->data : args->out, row0, rows, out_bytes);
+        if (splits > 1)
+            out = gpu_part(args->scratch, 0, splits * (uint64_t)rows * w->rows * 4);
         for (uint32_t i = 0; i < w->window_count; i++) {
             const gpu_window *window = &w->windows[i];
             tile_push push = {.row0 = row0,
@@ -208,13 +338,16 @@ ful_result tiles_matmul(const op_context *ctx, const op_matmul_args *args,
                               .fixed_rows = args->fixed,
                               .cols = w->cols,
                               .x_stride = x->stride,
-                              .out_stride = in_blocks ? blocks->stride : args->out_stride,
+                              .out_stride = splits > 1  ? w->rows
+                                            : in_blocks ? blocks->stride
+                                                        : args->out_stride,
                               .w_rows = window->row_count,
                               .w_row0 = window->row0,
                               .w_stride = (uint32_t)(w->row_bytes / 16),
                               .w_rows_all = w->rows,
                               .split = args->split,
-                              .splits = 1};
+                              .splits = splits,
+                              .split_stride = rows * w->rows};
             gpu_dispatch d = {
                 .pipeline = pipeline,
                 .buffers = {op_rows(x->data, row0, rows, x_bytes), gpu_whole(&window->buffer),
@@ -235,11 +368,11 @@ ful_result tiles_matmul(const op_context *ctx, const op_matmul_args *args,
             }
             uint64_t tiles = div_up_u32(rows, kernel->bm);
             TRY(op_groups(ctx->device, "matmul", tiles * div_up_u32(window->row_count, kernel->bn),
-                          1, d.groups));
+                          splits, d.groups));
             TRY(gpu_commands_dispatch(ctx->commands, &d));
         }
     }
-    return FUL_OK;
+    return splits > 1 ? record_reduce(ctx, args, splits) : FUL_OK;
 }
 
 uint32_t tiles_candidates(const op_context *ctx, uint32_t *codes, uint32_t most)
@@ -249,10 +382,8 @@ uint32_t tiles_candidates(const op_context *ctx, uint32_t *codes, uint32_t most)
     uint32_t n = 0;
     if (!op_wide(ctx) || !tiles_usable(ctx))
         return 0;
-    for (uint32_t i = 0; i < list.count && n < most; i++) {
-        tile_size s = list.sizes[i];
-        if (size_fit(caps, 0, &s))
-            codes[n++] = tile_code(TILE_KIND_SUBGROUP, s.bm, s.bn);
-    }
+    for (uint32_t i = 0; i < list.count && n < most; i++)
+        if (size_fits(caps, &list.sizes[i], 0))
+            codes[n++] = tile_code(TILE_KIND_SUBGROUP, list.sizes[i].bm, list.sizes[i].bn);
     return n + tiles_flexible_codes(ctx, codes + n, most - n);
 }

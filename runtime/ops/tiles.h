@@ -26,7 +26,8 @@ typedef struct tile_request {
     uint32_t rows;      /* of x that share weights: all, or of one expert on average */
     uint32_t tile_rows; /* grouped: as given to moe_sort; else 0 */
     uint32_t out_stride;
-    uint32_t block; /* not 0: results are op_blocks */
+    uint32_t block;         /* not 0: results are op_blocks */
+    uint64_t scratch_bytes; /* room for parts of split columns */
     op_act act;
 } tile_request;
 
@@ -34,6 +35,7 @@ typedef struct tile_kernel {
     op_module module;
     gpu_pipeline_desc desc; /* desc.module is still to be pointed at module.name */
     uint32_t bm, bn;        /* rows of x and weight rows of a tile */
+    uint32_t splits;        /* parts of the columns; more than 1 only with scratch */
 } tile_kernel;
 
 /* Grouped kernels may read a tile that begins at the last sorted row: x must have room for it. */
@@ -43,8 +45,11 @@ enum { TILES_SPARE_ROWS = 128 };
 bool tiles_usable(const op_context *ctx);
 /* False if no kernel serves the request there. */
 bool tiles_choose(const op_context *ctx, const tile_request *request, tile_kernel *out);
-/* Rows of a tile for experts with that many rows on average. */
-uint32_t tiles_group_rows(const op_context *ctx, uint32_t rows);
+/* Rows of a tile for so many experts with that many rows on average, and their weight rows. */
+uint32_t tiles_group_rows(const op_context *ctx, uint32_t experts, uint32_t rows,
+                          uint32_t weight_rows);
+/* Scratch with which a dense product can split its columns; 0 where that is no gain. */
+uint64_t tiles_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t weight_rows);
 
 /* tile_codes (tuning.h) of the kernels that the device has. */
 uint32_t tiles_candidates(const op_context *ctx, uint32_t *codes, uint32_t most);

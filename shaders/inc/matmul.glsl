@@ -30,7 +30,7 @@ layout(push_constant) uniform push_block
     uint split;
     uint experts; // GROUPED only, as are the next two
     uint window_expert, window_experts;
-    uint splits;       // parts of k, each to its own [rows][out_stride] of out
+    uint splits;       // parts of k, one a z of the groups, each to its own result
     uint split_stride; // floats from one part to the next
 }
 p;

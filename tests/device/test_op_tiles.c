@@ -41,6 +41,7 @@ typedef struct tile_case {
     uint32_t rows, n_rows, cols, weights, out_pad;
     uint32_t block; /* 0: f32 results */
     bool fixed;
+    bool split;      /* columns in parts, if this device would */
     bool not_finite; /* some rows hold NaN or infinity, one is zero */
     double x_spread; /* rows have magnitudes from 1 / x_spread to x_spread */
     double w_spread; /* weight rows, too */
@@ -175,6 +176,12 @@ static void run_case(device_fixture *f, const tile_case *t)
                            .split = split,
                            .rows = rows,
                            .fixed = t->fixed};
+    uint64_t scratch_bytes = t->split ? op_matmul_scratch_bytes(&ctx, rows, weights) : 0;
+    test_buffer scratch = {0};
+    if (scratch_bytes != 0) {
+        scratch = fixture_buffer(f, scratch_bytes, NULL);
+        args.scratch = scratch.range;
+    }
     if (t->block != 0) {
         args.out = (gpu_range){0};
         args.out_blocks = (op_blocks){out.range, out_scale.range, stride, t->block};
@@ -182,6 +189,9 @@ static void run_case(device_fixture *f, const tile_case *t)
     bool usable = t->block == 0 || op_matmul_blocks_usable(&ctx, &tensor, rows, t->block);
     if (usable) {
         EXPECT_OK(op_matmul(&ctx, &args));
+        /* A CPU counts as few workgroups wide; all these shapes leave it idle. */
+        if (scratch_bytes != 0)
+            assert_true(gpu_commands_dispatches(f->commands) >= 2);
         uint32_t *first = ref_alloc_bytes(out.bytes, 1), *got = ref_alloc_bytes(out.bytes, 1);
         float *scales = ref_alloc_bytes(out_scale.bytes, 1);
         fixture_run(f);
@@ -222,6 +232,8 @@ static void run_case(device_fixture *f, const tile_case *t)
         assert_int_equal(op_matmul(&ctx, &args), FUL_ERR_UNSUPPORTED);
     }
     fixture_end(f);
+    if (scratch_bytes != 0)
+        fixture_free(f, &scratch);
     fixture_free(f, &out_scale);
     fixture_free(f, &out);
     fixture_free(f, &in_scale);
@@ -312,6 +324,32 @@ static void blocks(device_fixture *f)
     assert_false(op_matmul_blocks_usable(&ctx, &w, 64, 128));
     fixture_end(f);
     fixture_tensor_free(f, &w);
+}
+
+/* Tiles too few for the device: columns in parts, the last one shorter. */
+static void splits(device_fixture *f)
+{
+    static const uint32_t cols[] = {1024, 301, 520}, weights[] = {64, 50, 36};
+    for (size_t i = 0; i < 3; i++) {
+        tile_case c = {.type = types[i],
+                       .act = (op_act)i,
+                       .rows = 20,
+                       .n_rows = i == 0 ? 17 : 20,
+                       .cols = cols[i],
+                       .weights = weights[i],
+                       .out_pad = (uint32_t)i,
+                       .split = true};
+        run_case(f, &c);
+        c.not_finite = true;
+        c.act = OP_ACT_NONE;
+        run_case(f, &c);
+    }
+}
+
+static void test_splits(void **state)
+{
+    (void)state;
+    for_each_mask(splits);
 }
 
 static void test_blocks(void **state)
@@ -439,9 +477,9 @@ int main(void)
 {
     fixture_require_device();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_edges),      cmocka_unit_test(test_blocks),
-        cmocka_unit_test(test_extremes),   cmocka_unit_test(test_long),
-        cmocka_unit_test(test_candidates),
+        cmocka_unit_test(test_edges),  cmocka_unit_test(test_splits),
+        cmocka_unit_test(test_blocks), cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_long),   cmocka_unit_test(test_candidates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
