@@ -41,8 +41,11 @@ void caps_add_flexible(ful_caps *caps, const ful_matrix_grain *grain)
 void caps_settle_matrices(uint32_t vendor_id, ful_caps *caps)
 {
     enum { VENDOR_INTEL = 0x8086 };
-    /* Intel's matrix units belong to its smallest subgroups: 8 on DG2, 16 from Xe2 on. */
+    /* Intel's matrix units belong to its smallest subgroups: 16 from Xe2 on. */
     caps->matrix_subgroup = vendor_id == VENDOR_INTEL ? caps->subgroup_min : caps->subgroup_size;
+    /* Before Xe2 its compiler makes every use of them spill. */
+    if (vendor_id == VENDOR_INTEL && caps->subgroup_min < 16)
+        caps->matrix_count = 0;
     bool held =
         (caps->features & FUL_FEATURE_SUBGROUP_SIZE) || caps->subgroup_min == caps->subgroup_max;
     if (caps->matrix_count == 0 || !held)

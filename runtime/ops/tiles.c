@@ -31,16 +31,20 @@ static const tile_size sizes_of_32[] = {
     {64, 64, 64, 32, 32, 150},   {32, 128, 64, 32, 32, 120},  {32, 64, 64, 16, 32, 100},
     {16, 128, 64, 16, 32, 70},   {16, 64, 64, 16, 16, 60},    {64, 64, 32, 32, 32, 120},
 };
-/* Guessed from sizes: less shared memory, so that several workgroups live beside each other. */
+/* Guessed: few registers and little shared memory, so that several workgroups live beside each
+ * other. */
 static const tile_size sizes_of_64[] = {
-    {128, 128, 32, 64, 64, 100}, {64, 128, 32, 32, 64, 85}, {64, 64, 32, 32, 32, 65},
-    {32, 128, 32, 32, 32, 55},   {32, 64, 32, 16, 32, 45},  {16, 128, 32, 16, 32, 35},
-    {16, 64, 32, 16, 16, 25},
+    {128, 64, 32, 32, 32, 100},
+    {64, 64, 32, 32, 32, 90},
+    {32, 64, 32, 16, 32, 50},
+    {16, 64, 32, 16, 16, 30},
 };
-/* A lane of a small subgroup has to hold more of a tile. */
+/* Intel's compiler spills where a subgroup has more than 16 x 16. */
 static const tile_size sizes_of_16[] = {
-    {128, 128, 32, 32, 32, 100}, {64, 128, 32, 32, 32, 85}, {64, 64, 32, 32, 32, 65},
-    {32, 64, 32, 16, 32, 45},    {16, 64, 32, 16, 16, 25},
+    {128, 64, 32, 16, 16, 100},
+    {64, 64, 32, 16, 16, 90},
+    {32, 64, 32, 16, 16, 60},
+    {16, 64, 32, 16, 16, 35},
 };
 static const tile_size sizes_of_8[] = {
     {64, 64, 32, 16, 32, 85},
@@ -268,7 +272,7 @@ bool tiles_choose(const op_context *ctx, const tile_request *q, tile_kernel *out
                  .spec_count = 14,
                  .spec = {invocations(&s, caps), s.bm, s.bn, s.bk, s.wm, s.wn, m->m, m->n, m->k,
                           PANEL, splits > 1 ? OP_ACT_NONE : q->act, flags,
-                          q->block != 0 ? q->block : s.bn, caps->matrix_subgroup >= 32 ? 2 : 1}}};
+                          q->block != 0 ? q->block : s.bn, caps->matrix_subgroup == 32 ? 2 : 1}}};
     return true;
 }
 

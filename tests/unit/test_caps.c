@@ -284,8 +284,14 @@ static void test_matrices(void **state)
     caps_settle_matrices(0x10de, &c);
     assert_int_equal(c.matrix_subgroup, 32);
     assert_true(c.features & FUL_FEATURE_COOPMAT);
+    ful_caps early = intel; /* subgroups of 8: a compiler that spills */
+    caps_settle_matrices(0x8086, &early);
+    assert_int_equal(early.matrix_count, 0);
+    assert_false(early.features & FUL_FEATURE_COOPMAT);
+    intel.subgroup_min = 16;
     caps_settle_matrices(0x8086, &intel);
-    assert_int_equal(intel.matrix_subgroup, 8);
+    assert_int_equal(intel.matrix_subgroup, 16);
+    assert_true(intel.features & FUL_FEATURE_COOPMAT);
     /* Subgroups of several sizes, none of which can be required. */
     loose.features &= ~(uint32_t)FUL_FEATURE_SUBGROUP_SIZE;
     caps_settle_matrices(0x10de, &loose);
