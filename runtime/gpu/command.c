@@ -58,8 +58,11 @@ struct gpu_commands {
     uint32_t dispatch_count, barrier_count;
     access *accesses;
     size_t access_count, access_capacity;
-    uint32_t used;  /* classes used in this part */
-    uint32_t stale; /* classes that missed a barrier */
+    uint32_t used;     /* classes used in this part */
+    uint32_t stale;    /* classes that missed a barrier */
+    VkBuffer *written; /* buffers that steps write, each once */
+    size_t written_count, written_capacity;
+    bool uniforms; /* one of them is read as a uniform buffer, too */
     const gpu_pipeline *bound;
     gpu_time *times;
 };
@@ -82,7 +85,9 @@ static ful_result kept_error(const gpu_commands *c)
 
 /* ---- barriers ---- */
 
-static void barrier_record(gpu_commands *c, VkCommandBuffer cmd, uint32_t from, uint32_t to)
+/* Uniform reads are left out where no step writes what one reads: their caches stay as they are. */
+static void barrier_record(gpu_commands *c, VkCommandBuffer cmd, uint32_t from, uint32_t to,
+                           bool uniforms)
 {
     VkPipelineStageFlags src = 0, dst = 0;
     VkMemoryBarrier m = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER};
@@ -98,8 +103,9 @@ static void barrier_record(gpu_commands *c, VkCommandBuffer cmd, uint32_t from, 
         src |= VK_PIPELINE_STAGE_DRAW_INDIRECT_BIT;
     if (to & CLASS_COMPUTE) {
         dst |= VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT;
-        m.dstAccessMask |=
-            VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_UNIFORM_READ_BIT;
+        m.dstAccessMask |= VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT;
+        if (uniforms)
+            m.dstAccessMask |= VK_ACCESS_UNIFORM_READ_BIT;
     }
     if (to & CLASS_TRANSFER) {
         dst |= VK_PIPELINE_STAGE_TRANSFER_BIT;
@@ -135,6 +141,38 @@ static bool accesses_meet(const gpu_commands *c, const access *a)
     return false;
 }
 
+static bool written_has(const gpu_commands *c, VkBuffer buffer)
+{
+    for (size_t i = 0; i < c->written_count; i++)
+        if (c->written[i] == buffer)
+            return true;
+    return false;
+}
+
+static ful_result written_add(gpu_commands *c, const access *list, size_t n)
+{
+    void *p = c->written;
+    if (!mem_grow(&c->device->alloc, &p, &c->written_capacity, c->written_count + n,
+                  sizeof(VkBuffer)))
+        return mem_fail(n * sizeof(VkBuffer), "the barrier tracker");
+    c->written = p;
+    for (size_t i = 0; i < n; i++)
+        if (list[i].write && !written_has(c, list[i].buffer))
+            c->written[c->written_count++] = list[i].buffer;
+    return FUL_OK;
+}
+
+/* Before the first step whose uniform buffer another one wrote: barriers from here on include
+ * uniform reads, and this step gets one. */
+static void uniform_note(gpu_commands *c, VkBuffer uniform)
+{
+    if (c->uniforms || !written_has(c, uniform))
+        return;
+    c->uniforms = true;
+    if (c->used != 0) /* else the part begins with one */
+        c->stale |= CLASS_COMPUTE;
+}
+
 /* Places a barrier if the step needs one, and notes the step's accesses. */
 static ful_result accesses_add(gpu_commands *c, const access *list, size_t n, uint32_t classes)
 {
@@ -145,10 +183,11 @@ static ful_result accesses_add(gpu_commands *c, const access *list, size_t n, ui
     if (!mem_grow(&c->device->alloc, &p, &c->access_capacity, c->access_count + n, sizeof(access)))
         return mem_fail(n * sizeof(access), "the barrier tracker");
     c->accesses = p;
+    TRY(written_add(c, list, n));
     if (needed) {
         uint32_t to = classes | CLASS_COMPUTE;
         if (!(c->flags & GPU_COMMANDS_NO_BARRIER))
-            barrier_record(c, c->parts[c->part_count - 1].cmd, c->used, to);
+            barrier_record(c, c->parts[c->part_count - 1].cmd, c->used, to, c->uniforms);
         c->barrier_count++;
         c->access_count = 0;
         c->stale = (c->stale | CLASS_ALL) & ~to;
@@ -210,7 +249,7 @@ static ful_result part_begin(gpu_commands *c)
     }
     c->parts[c->part_count++] = p;
     /* Covers all that was submitted before: other commands, and earlier rounds of these. */
-    barrier_record(c, p.cmd, CLASS_ALL, CLASS_ALL);
+    barrier_record(c, p.cmd, CLASS_ALL, CLASS_ALL, true);
     if (p.queries) {
         d->fn.vkCmdResetQueryPool(p.cmd, p.queries, 0, queries.queryCount);
         d->fn.vkCmdWriteTimestamp(p.cmd, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, p.queries, 0);
@@ -479,6 +518,8 @@ static ful_result dispatch_record(gpu_commands *c, const gpu_dispatch *d)
     TRY(set_make(c, d, &set));
     access list[GPU_MAX_BUFFERS + 2];
     size_t n = dispatch_accesses(d, list);
+    if (d->pipeline->desc.uniform)
+        uniform_note(c, d->uniform.buffer->vk);
     TRY(accesses_add(c, list, n, CLASS_COMPUTE | (d->indirect.buffer ? CLASS_INDIRECT : 0)));
 
     VkCommandBuffer cmd = part_now(c)->cmd;
@@ -735,6 +776,7 @@ void gpu_commands_destroy(gpu_commands **commands)
     mem_free(&d->alloc, c->sets);
     mem_free(&d->alloc, c->steps);
     mem_free(&d->alloc, c->accesses);
+    mem_free(&d->alloc, c->written);
     mem_free(&d->alloc, c->times);
     mem_free(&d->alloc, c);
 }

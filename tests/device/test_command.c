@@ -417,6 +417,42 @@ static void test_uniform(void **state)
     gpu_buffer_destroy(device, &o);
 }
 
+/* Barriers leave uniform reads out until a step reads so what another one wrote. */
+static void test_uniform_after_barrier(void **state)
+{
+    (void)state;
+    gpu_buffer u = words_buffer(64, 0), x = words_buffer(1024, 0), o = words_buffer(64, 0);
+    inplace_push push = {1024, 0, 9, 1};
+    gpu_commands *c;
+    GPU_OK(gpu_commands_begin(device, GPU_COMMANDS_REUSABLE, &c));
+    gpu_dispatch change = gpu_test_inplace_dispatch(gpu_test_inplace(device), gpu_whole(&x), &push);
+    gpu_dispatch step = {.pipeline = gpu_test_step(device),
+                         .buffers = {gpu_whole(&o)},
+                         .writes = 1,
+                         .uniform = gpu_part(gpu_whole(&u), 0, 64),
+                         .groups = {1, 1, 1}};
+    GPU_OK(gpu_commands_fill(c, gpu_part(gpu_whole(&u), 0, 64), 500));
+    GPU_OK(gpu_commands_dispatch(c, &change));
+    GPU_OK(gpu_commands_dispatch(c, &change));
+    assert_int_equal(commands_barriers(c), 1);
+    GPU_OK(gpu_commands_dispatch(c, &step));
+    assert_int_equal(commands_barriers(c), 2);
+    step.uniform = gpu_part(gpu_whole(&u), 0, 64);
+    GPU_OK(gpu_commands_dispatch(c, &change));
+    GPU_OK(gpu_commands_dispatch(c, &step)); /* writes o again */
+    assert_int_equal(commands_barriers(c), 3);
+    GPU_OK(gpu_commands_end(c));
+    for (int round = 0; round < 2; round++) {
+        run(c);
+        for (uint32_t i = 0; i < 64; i += 7)
+            assert_int_equal(word_at(&o, i), 500 + i);
+    }
+    gpu_commands_destroy(&c);
+    gpu_buffer_destroy(device, &u);
+    gpu_buffer_destroy(device, &x);
+    gpu_buffer_destroy(device, &o);
+}
+
 /* Each wrong dispatch is refused by name, and the commands keep the first error. */
 static void test_errors(void **state)
 {
@@ -600,6 +636,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_indirect, setup, teardown),
         cmocka_unit_test_setup_teardown(test_indirect_after_barrier, setup, teardown),
         cmocka_unit_test_setup_teardown(test_uniform, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_uniform_after_barrier, setup, teardown),
         cmocka_unit_test_setup_teardown(test_errors, setup, teardown),
         cmocka_unit_test_setup_teardown(test_binding_limit, setup, teardown),
         cmocka_unit_test_setup_teardown(test_threads, setup, teardown),
