@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <fulgur/tune.h>
+
 static const bench_shape shapes[] = {
     {"real", 6144, 64, 8, 128, 64, 32, 2, 9216, 200064},
     {"mid", 2048, 16, 2, 128, 64, 16, 2, 1792, 32768},
@@ -177,8 +179,23 @@ static bool measure(ops_run *b, bench_case *c, result *r)
 
 /* ---- output ---- */
 
+static bool count_tuned(void *ctx, const ful_tune_trial *choice)
+{
+    uint32_t *count = ctx;
+    *count += choice->chosen;
+    return true;
+}
+
+/* Kernels chosen by `fulgur tune` and not by the library's rules. */
+static uint32_t tuned_choices(const ful_device *device)
+{
+    uint32_t count = 0;
+    return ful_device_tuning(device, count_tuned, &count) == FUL_OK ? count : 0;
+}
+
 static void print_head(const ops_run *b)
 {
+    uint32_t tuned = tuned_choices(b->model.device);
     const ful_device_info *d = ful_device_get_info(b->model.device);
     if (b->json) {
         printf("{\"device\": ");
@@ -186,8 +203,10 @@ static void print_head(const ops_run *b)
         printf(", \"driver\": ");
         cli_print_json_string(d->driver, strlen(d->driver));
         printf(", \"shape\": \"%s\", \"weights\": \"%s\", \"arithmetic\": \"%s\", "
-               "\"copy_bytes_per_s\": %.6g, \"matrix_flops_per_s\": %.6g, \"results\": [",
-               b->shape->name, ful_type_name(b->type), b->half ? "f16" : "f32", b->copy, b->rate);
+               "\"tuned_choices\": %u, \"copy_bytes_per_s\": %.6g, \"matrix_flops_per_s\": %.6g, "
+               "\"results\": [",
+               b->shape->name, ful_type_name(b->type), b->half ? "f16" : "f32", tuned, b->copy,
+               b->rate);
     } else if (b->csv) {
         printf("device,driver,shape,weights,arithmetic,op,size,rows,us,least,most,gb_per_s,"
                "tflop_per_s,percent_of_copy,percent_of_rate,error,limit,result\n");
@@ -195,8 +214,8 @@ static void print_head(const ops_run *b)
         printf("device   %s (%s), %s\n", d->name, ful_device_kind_name(d->kind), d->driver);
         printf("limits   copy %.0f GB/s, %s %.1f TFLOP/s, both measured\n", b->copy / 1e9,
                b->rate_name, b->rate / 1e12);
-        printf("shape    %s; %s weights, %s arithmetic\n\n", b->shape->name, ful_type_name(b->type),
-               b->half ? "f16" : "f32");
+        printf("shape    %s; %s weights, %s arithmetic, %u tuned choices\n\n", b->shape->name,
+               ful_type_name(b->type), b->half ? "f16" : "f32", tuned);
         printf("%-18s %7s %11s %23s %8s %6s %8s %6s %9s  %s\n", "op", "rows", "us", "least .. most",
                "GB/s", "of copy", "TFLOP/s", "of max", "error", "size");
     }
