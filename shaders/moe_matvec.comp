@@ -12,6 +12,8 @@
 //   SOURCE 0  x = a pair p. The first pair of each expert collects the later ones of its expert; the
 //             others leave. Hidden rows lie at their pair's index. (MODE 2: x = a row.)
 //   SOURCE 1  x = a tile of moe_sort. Hidden rows lie at their sorted index.
+// ROUTE (MODE 0, SOURCE 0, one row): lists holds the row's logits; every workgroup makes the choice that
+// moe_route.comp makes, and the first one also writes the routes.
 // There is neither shared memory nor a barrier: this is for CPU devices, which load x as a scalar then
 // (moe_matvec_wide.comp is for the others). Sums are f32 in a fixed order.
 #version 450
@@ -21,6 +23,9 @@
 #include "inc/step.glsl"
 #include "inc/moe.glsl"
 #include "inc/weights.glsl"
+#ifdef ROUTE
+#include "inc/route.glsl"
+#endif
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint WG = 128;
@@ -29,6 +34,10 @@ layout(constant_id = 2) const uint MODE = 0;
 layout(constant_id = 3) const uint SOURCE = 0;
 layout(constant_id = 4) const uint VEC4 = 0; // x_stride is a multiple of 4: f32 x is read by fours
 layout(constant_id = 5) const uint COUPLES = 1;
+#ifdef ROUTE
+layout(constant_id = 6) const uint EXPERTS = 8;
+layout(constant_id = 7) const uint TOP_K = 2;
+#endif
 
 #ifdef X_HALF
 layout(std430, binding = 0) readonly buffer X { uint x[]; };
@@ -40,6 +49,10 @@ layout(std430, binding = 0) readonly buffer X4 { vec4 x4[]; };
 layout(std430, binding = 1) readonly buffer W { uvec4 w[]; };
 layout(std430, binding = 2) readonly buffer Lists { uint lists[]; }; // SOURCE 0: the routes
 layout(std430, binding = 3) writeonly buffer Out { float outputs[]; };
+
+#ifdef ROUTE
+layout(std430, binding = 4) writeonly buffer Routes { uint routes[]; };
+#endif
 
 layout(push_constant) uniform Push {
     uint row0;         // first row of this part of the step
@@ -145,6 +158,42 @@ bool in_window(uint expert)
     return expert >= push.window_expert && expert - push.window_expert < push.window_experts;
 }
 
+#ifdef ROUTE
+uint picked[TOP_K];
+
+// Best first, ties to the lowest expert.
+void pick()
+{
+    uint key[EXPERTS];
+    for (uint e = 0u; e < EXPERTS; e++)
+        key[e] = order_key(uintBitsToFloat(lists[e]));
+    for (uint k = 0u; k < TOP_K; k++) {
+        uint found = EXPERTS; // the first that comes after the one picked before
+        for (uint e = 0u; e < EXPERTS; e++) {
+            bool after = k == 0u || before(order_key(uintBitsToFloat(lists[picked[k - 1u]])),
+                                           picked[k - 1u], key[e], e);
+            if (after && (found == EXPERTS ||
+                          before(key[e], e, order_key(uintBitsToFloat(lists[found])), found)))
+                found = e;
+        }
+        picked[k] = found;
+    }
+}
+
+void routes_store()
+{
+    uint best = order_key(uintBitsToFloat(lists[picked[0]]));
+    float top = key_value(best), sum = 0.0;
+    for (uint k = 0u; k < TOP_K; k++)
+        sum += exp(key_value(order_key(uintBitsToFloat(lists[picked[k]]))) - top);
+    for (uint k = 0u; k < TOP_K; k++) {
+        float weight = exp(key_value(order_key(uintBitsToFloat(lists[picked[k]]))) - top) / sum;
+        routes[2u * k] = picked[k];
+        routes[2u * k + 1u] = key_finite(best) ? floatBitsToUint(weight) : NAN_BITS;
+    }
+}
+#endif
+
 void place(uint expert, uint line[LINES])
 {
     uint base = (expert - push.window_expert) * push.window_rows;
@@ -189,6 +238,20 @@ void main()
     uint expert, count;
     uint out_row[R];
     uint x_row[R];
+#ifdef ROUTE
+    if (item >= TOP_K)
+        return;
+    pick();
+    expert = picked[item];
+    if (item == 0u && gl_GlobalInvocationID.y == 0u && gl_LocalInvocationID.x == 0u &&
+        push.window_expert == 0u && push.window_row == 0u)
+        routes_store();
+    if (!in_window(expert))
+        return;
+    count = 1u;
+    x_row[0] = 0u;
+    out_row[0] = item;
+#else
     if (SOURCE == 0u) {
         uint pairs = rows * push.top_k;
         if (item >= pairs)
@@ -226,6 +289,7 @@ void main()
             out_row[j] = MODE == 0u ? at : pair;
         }
     }
+#endif
     [[unroll]] for (uint j = 0u; j < R; j++)
         x_at[j] = x_row[j] * push.x_stride;
     place(expert, line);

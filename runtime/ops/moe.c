@@ -16,6 +16,8 @@ enum {
      * registers, fewer load and unpack more often. */
     NARROW_TILE_MAX = 16,
     NARROW_COUPLES = 2,
+    NARROW_WG = 32,
+    ROUTED_EXPERTS_NARROW = 64, /* a serial search */
     TILE_BM = 64,
     ROW_STEP = 64, /* parts begin at multiples of this, so that every range stays aligned */
     PART_ROWS_MAX = 32768,
@@ -321,7 +323,6 @@ static ful_result narrow_pipeline(const moe_part *m, ful_type type, bool half, u
                                   enum matvec_mode mode, enum matvec_source source,
                                   group_call *call)
 {
-    enum { WG = 32 };
     uint32_t couples = rows >= 8 ? NARROW_COUPLES : 1;
     op_module module = op_module_name(half ? "moe_matvec_narrow_half" : "moe_matvec_narrow", type);
     gpu_pipeline_desc desc = {
@@ -330,9 +331,9 @@ static ful_result narrow_pipeline(const moe_part *m, ful_type type, bool half, u
         .uniform = true,
         .push_bytes = sizeof(group_push),
         .spec_count = 6,
-        .spec = {WG, rows, mode, source, !half && call->x_stride % 4 == 0, couples}};
+        .spec = {NARROW_WG, rows, mode, source, !half && call->x_stride % 4 == 0, couples}};
     call->buffer_count = desc.buffer_count;
-    call->rows_per_group = 2 * WG * couples;
+    call->rows_per_group = 2 * NARROW_WG * couples;
     return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);
 }
 
@@ -420,14 +421,27 @@ enum { ROUTED_EXPERTS = 128 }; /* every workgroup compares each of these with ea
 bool op_moe_routes(const op_context *ctx, uint32_t rows, uint32_t experts, uint32_t top_k)
 {
     const ful_caps *caps = device_caps(ctx->device);
-    return op_wide(ctx) && rows == 1 && experts <= ROUTED_EXPERTS && top_k <= experts &&
-           caps->storage_buffers >= 6;
+    uint32_t most = op_wide(ctx) ? ROUTED_EXPERTS : ROUTED_EXPERTS_NARROW;
+    return rows == 1 && experts <= most && top_k <= experts && caps->storage_buffers >= 6;
 }
 
 static ful_result route_up_pipeline(const moe_part *m, group_call *call)
 {
     const gpu_tensor *w = m->args->w13;
     uint32_t top_k = m->args->top_k;
+    if (!m->plan->wide) {
+        op_module narrow = op_module_name("moe_route_up_narrow", w->type);
+        gpu_pipeline_desc desc = {.module = narrow.name,
+                                  .buffer_count = 5,
+                                  .uniform = true,
+                                  .push_bytes = sizeof(group_push),
+                                  .spec_count = 8,
+                                  .spec = {NARROW_WG, 1, MODE_UP, SOURCE_ROUTES,
+                                           call->x_stride % 4 == 0, 1, w->experts, top_k}};
+        call->buffer_count = desc.buffer_count;
+        call->rows_per_group = 2 * NARROW_WG;
+        return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);
+    }
     matvec_spread s = matvec_spread_choose(m->ctx, w->type, top_k * w->rows, w->cols, 1, true, 0);
     op_module module =
         op_module_name(s.subgroup ? "moe_route_up_subgroup" : "moe_route_up_wide", w->type);

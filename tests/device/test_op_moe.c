@@ -721,9 +721,9 @@ static void routed_run(problem *p, device_fixture *f, const test_buffer *logits,
 }
 
 /* Both ways give the same bits, also where logits are equal or not finite. */
-static void routed_case(device_fixture *f, const shape *s, ful_type type, int kind)
+static void routed_case(device_fixture *f, const shape *s, op_shape spread, ful_type type, int kind)
 {
-    variant v = {.type = type, .shape = OP_SHAPE_WIDE};
+    variant v = {.type = type, .shape = spread};
     problem p;
     problem_make(&p, f, s, &v, s->experts * 7u + (uint32_t)kind);
     rng random = rng_seed(s->experts + (uint32_t)kind);
@@ -747,10 +747,10 @@ static void routed_case(device_fixture *f, const shape *s, ful_type type, int ki
     }
     if (memcmp(routes[0], routes[1], 8 * (size_t)s->top_k) != 0 ||
         memcmp(out[0], out[1], 4 * (size_t)s->dim) != 0)
-        fail_msg("%u experts top_k %u %s caps '%s' logits %d: routes %u %08x, not %u %08x",
-                 (unsigned)s->experts, (unsigned)s->top_k, ful_type_name(type), f->caps, kind,
-                 (unsigned)routes[1][0], (unsigned)routes[1][1], (unsigned)routes[0][0],
-                 (unsigned)routes[0][1]);
+        fail_msg("%u experts top_k %u %s %s caps '%s' logits %d: routes %u %08x, not %u %08x",
+                 (unsigned)s->experts, (unsigned)s->top_k, ful_type_name(type),
+                 spread == OP_SHAPE_WIDE ? "wide" : "narrow", f->caps, kind, (unsigned)routes[1][0],
+                 (unsigned)routes[1][1], (unsigned)routes[0][0], (unsigned)routes[0][1]);
     for (int way = 0; way < 2; way++) {
         free(routes[way]);
         free(out[way]);
@@ -768,14 +768,17 @@ static void test_routed(void **state)
     for (size_t i = 0; fixture_masks[i]; i++) {
         device_fixture f;
         fixture_open(&f, fixture_masks[i]);
-        op_context ctx = {.device = f.device, .shape = OP_SHAPE_WIDE};
-        assert_false(op_moe_routes(&ctx, 2, 8, 2));
-        assert_false(op_moe_routes(&ctx, 1, 129, 2));
-        for (size_t s = 0; s < 4; s++)
-            for (int kind = 0; kind < 5; kind++)
-                if (op_moe_routes(&ctx, 1, shapes[s].experts, shapes[s].top_k) &&
-                    (fixture_full() || i == 0 || (s + i + (size_t)kind) % 4 == 0))
-                    routed_case(&f, &shapes[s], types[(s + (size_t)kind + i) % 3], kind);
+        for (op_shape spread = OP_SHAPE_NARROW; spread <= OP_SHAPE_WIDE; spread++) {
+            op_context ctx = {.device = f.device, .shape = spread};
+            assert_false(op_moe_routes(&ctx, 2, 8, 2));
+            assert_false(op_moe_routes(&ctx, 1, 129, 2));
+            for (size_t s = 0; s < 4; s++)
+                for (int kind = 0; kind < 5; kind++)
+                    if (op_moe_routes(&ctx, 1, shapes[s].experts, shapes[s].top_k) &&
+                        (fixture_full() || i == 0 || (s + i + (size_t)kind) % 4 == 0))
+                        routed_case(&f, &shapes[s], spread, types[(s + (size_t)kind + i) % 3],
+                                    kind);
+        }
         fixture_close(&f);
     }
 }
@@ -784,18 +787,12 @@ int main(void)
 {
     fixture_require_device();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_routed),
-        cmocka_unit_test(test_route),
-        cmocka_unit_test(test_route_not_finite),
-        cmocka_unit_test(test_fewer_rows),
-        cmocka_unit_test(test_windows),
-        cmocka_unit_test(test_magnitudes),
-        cmocka_unit_test(test_same_bits),
-        cmocka_unit_test(test_permuted_experts),
-        cmocka_unit_test(test_nan_weight),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_all_masks),
-        cmocka_unit_test(test_long),
+        cmocka_unit_test(test_routed),           cmocka_unit_test(test_route),
+        cmocka_unit_test(test_route_not_finite), cmocka_unit_test(test_fewer_rows),
+        cmocka_unit_test(test_windows),          cmocka_unit_test(test_magnitudes),
+        cmocka_unit_test(test_same_bits),        cmocka_unit_test(test_permuted_experts),
+        cmocka_unit_test(test_nan_weight),       cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_all_masks),        cmocka_unit_test(test_long),
         cmocka_unit_test(test_candidates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
