@@ -272,8 +272,12 @@ void main()
 
     // Steps are counted in uvec4 of halves. Split columns: z of the groups counts their parts.
     uint chunks = (p.cols + 7u) / 8u;
+#if defined(GROUPED)
+    uint begin = 0u, end = chunks;
+#else
     uint each = (chunks + p.splits * CHUNKS - 1u) / (p.splits * CHUNKS) * CHUNKS;
     uint begin = row_group() * each, end = min(chunks, begin + each);
+#endif
 #if defined(GROUPED)
     // The last tile of an expert may be almost empty: subgroups without rows do not multiply.
     bool busy = wave_m * WM < tile.count;
