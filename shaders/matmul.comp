@@ -5,7 +5,8 @@
 // BM rows by BN weight rows, each invocation TM x TN of it in registers; k advances by BK through shared
 // memory, f32 or (HALF) f16 there, sums in f32. HALF: weight rows outside fp16's range are multiplied by
 // their power of two w_scale[n] on the way in (W_SCALE), undone in the epilogue with the row's scale.
-// ACT as in matvec.comp.
+// ACT as in matvec.comp. Where tiles are too few to fill a device the columns are split in `splits` parts
+// side by side in the line of groups, each to its own result; matmul_reduce.comp adds them.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #if defined(HALF)
@@ -37,6 +38,8 @@ layout(push_constant) uniform push_block
     uint w_row0;   // the first one's number
     uint w_stride; // in uvec4
     uint split;
+    uint splits;       // parts of the columns
+    uint split_stride; // floats from one part's result to the next
 }
 p;
 
@@ -171,12 +174,16 @@ void main()
 {
     uint t = gl_LocalInvocationID.x;
     uint m0 = row_group() * BM;
-    uint n0 = line_group() * BN;
+    uint blocks = (p.w_rows + BN - 1u) / BN;
+    uint n0 = line_group() % blocks * BN;
+    uint part = line_group() / blocks;
     uint rows = p.row_count;
     if (p.fixed_rows == 0u)
         rows = min(rows, step.n_rows > p.row0 ? step.n_rows - p.row0 : 0u);
-    if (m0 >= rows || n0 >= p.w_rows)
+    if (m0 >= rows || part >= p.splits)
         return; // the whole workgroup
+    uint each = (p.cols + p.splits * BK - 1u) / (p.splits * BK) * BK;
+    uint k_end = min(p.cols, (part + 1u) * each);
     uint tm = (t / (BN / TN)) * TM;
     uint tn = (t % (BN / TN)) * TN;
 
@@ -184,7 +191,7 @@ void main()
     for (uint i = 0u; i < TM * (TN / 4u); i++)
         acc[i] = vec4(0.0);
 
-    for (uint k0 = 0u; k0 < p.cols; k0 += BK) {
+    for (uint k0 = part * each; k0 < k_end; k0 += BK) {
         // Four rows by eight k at a time, turned so that rows are neighbours.
         for (uint i = t; i < (BM / 4u) * (BK / 8u); i += WG) {
             uint m = i % (BM / 4u);
@@ -247,7 +254,7 @@ void main()
 #if defined(HALF)
             y = y * scale[p.row0 + r] * unscale;
 #endif
-            uint out0 = r * p.out_stride;
+            uint out0 = part * p.split_stride + r * p.out_stride;
             if (ACT == 2u) {
                 for (uint c = 0u; c < 4u; c += 2u)
                     if (n + c < p.w_rows)

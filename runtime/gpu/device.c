@@ -392,7 +392,10 @@ bool device_is_cpu(const ful_device *device)
 
 uint64_t device_window_bytes(const ful_device *device)
 {
-    uint64_t bytes = 1ull << 30;
+    /* Every window is a dispatch of its own, and their ends leave a device idle; but small windows
+     * find room more easily. */
+    bool roomy = device->info.caps.device_memory_bytes >= 16ull << 30;
+    uint64_t bytes = roomy ? 4ull << 30 : 1ull << 30;
     if (bytes > device->info.caps.storage_range_bytes)
         bytes = device->info.caps.storage_range_bytes;
     if (bytes > device->info.caps.allocation_bytes)

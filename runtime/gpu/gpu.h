@@ -28,8 +28,8 @@ const ful_caps *device_caps(const ful_device *device);
 /* True for drivers that run on the processor: lanes are cheap, barriers and shared memory are not.
  */
 bool device_is_cpu(const ful_device *device);
-/* Largest range one binding of a tensor may have: min(storage_range, allocation, 1 GiB) rounded
- * down to 256 bytes. */
+/* Largest range one binding of a tensor may have: min(storage_range, allocation, 4 GiB, or 1 GiB
+ * with less than 16 GiB of memory) rounded down to 256 bytes. */
 uint64_t device_window_bytes(const ful_device *device);
 /* Bytes that may still be allocated by the budget and memory_limit_bytes. */
 uint64_t device_free_bytes(const ful_device *device);

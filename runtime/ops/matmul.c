@@ -19,8 +19,9 @@ typedef struct matmul_push {
     uint32_t x_stride, out_stride;
     uint32_t w_rows, w_row0, w_stride;
     uint32_t split;
+    uint32_t splits, split_stride;
 } matmul_push;
-static_assert(sizeof(matmul_push) == 40, "as in matmul.comp");
+static_assert(sizeof(matmul_push) == 48, "as in matmul.comp");
 
 /* A kernel and how much one of its groups covers. */
 typedef struct matmul_plan {
@@ -28,14 +29,39 @@ typedef struct matmul_plan {
     op_module module;
     uint32_t group_rows;    /* rows of x */
     uint32_t group_weights; /* weight rows */
+    uint32_t splits;        /* parts of the columns */
 } matmul_plan;
+
+enum { TILE_ROWS = 64, TILE_WEIGHTS = 64 };
+
+/* Several of these small workgroups live beside each other where one of those of tiles.c does. */
+static uint32_t splits_of(const op_context *ctx, uint32_t rows, uint32_t weight_rows, uint32_t cols,
+                          uint32_t bk)
+{
+    uint32_t groups = div_up_u32(rows, TILE_ROWS) * div_up_u32(weight_rows, TILE_WEIGHTS);
+    return tiles_splits(4 * tiles_units(ctx), groups, div_up_u32(cols, bk));
+}
+
+/* Bytes for parts of split columns: none where the rows themselves come in parts. */
+static uint64_t split_room(const op_context *ctx, const op_matmul_args *args)
+{
+    uint64_t limit = device_caps(ctx->device)->storage_range_bytes / 256 * 256;
+    uint64_t x_bytes = (args->x.half ? 2 : 4) * (uint64_t)args->x.stride;
+    uint64_t out_bytes = 4 * (uint64_t)args->out_stride;
+    uint64_t most = x_bytes > out_bytes ? x_bytes : out_bytes;
+    return most * args->rows <= limit ? args->scratch.bytes : 0;
+}
 
 static void plan_tiles(const op_context *ctx, const op_matmul_args *args, matmul_plan *plan)
 {
     bool half = args->x.half;
     /* 128 invocations of 8 x 4; both tiles and their padding stay below 16 KiB. */
-    uint32_t bm = 64, bn = 64, bk = half ? 32 : 16;
-    (void)ctx;
+    uint32_t bm = TILE_ROWS, bn = TILE_WEIGHTS, bk = half ? 32 : 16;
+    const gpu_tensor *w = args->w;
+    plan->splits = splits_of(ctx, args->rows, w->rows, w->cols, bk);
+    if (split_room(ctx, args) < (uint64_t)plan->splits * args->rows * w->rows * 4)
+        plan->splits = 1;
+    op_act act = plan->splits > 1 ? OP_ACT_NONE : args->act;
     bool vec = args->w->cols % 8 == 0 && args->x.stride % (half ? 8 : 4) == 0;
     plan->module = op_module_name(half ? "matmul_half" : "matmul", args->w->type);
     plan->group_rows = bm;
@@ -45,14 +71,19 @@ static void plan_tiles(const op_context *ctx, const op_matmul_args *args, matmul
         .uniform = true,
         .push_bytes = sizeof(matmul_push),
         .spec_count = 9,
-        .spec = {TILE_WG, bm, bn, bk, 8, 4, args->act, vec, half && args->w->row_scale.vk != NULL}};
+        .spec = {TILE_WG, bm, bn, bk, 8, 4, act, vec, half && args->w->row_scale.vk != NULL}};
 }
 
 uint64_t op_matmul_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t weight_rows)
 {
     if (!op_wide(ctx) || rows <= FEW_ROWS)
         return 0;
-    return tiles_scratch_bytes(ctx, rows, weight_rows);
+    uint64_t bytes = tiles_scratch_bytes(ctx, rows, weight_rows);
+    uint32_t splits = splits_of(ctx, rows, weight_rows, UINT32_MAX / 2, 16);
+    uint64_t plain = splits > 1 ? (uint64_t)splits * rows * weight_rows * 4 : 0;
+    if (plain > device_caps(ctx->device)->storage_range_bytes)
+        plain = 0;
+    return bytes > plain ? bytes : plain;
 }
 
 bool op_matmul_blocks_usable(const op_context *ctx, const gpu_tensor *w, uint32_t rows,
@@ -88,7 +119,7 @@ ful_result op_matmul(const op_context *ctx, const op_matmul_args *args)
                                 .out_stride = in_blocks ? blocks->stride : args->out_stride,
                                 .block = in_blocks ? blocks->block : 0,
                                 .act = args->act,
-                                .scratch_bytes = args->scratch.bytes};
+                                .scratch_bytes = split_room(ctx, args)};
         tile_kernel kernel;
         if (tiles_choose(ctx, &request, &kernel))
             return tiles_matmul(ctx, args, &kernel);
@@ -122,15 +153,19 @@ ful_result op_matmul(const op_context *ctx, const op_matmul_args *args)
                                 .fixed_rows = args->fixed,
                                 .cols = w->cols,
                                 .x_stride = x->stride,
-                                .out_stride = args->out_stride,
+                                .out_stride = plan.splits > 1 ? w->rows : args->out_stride,
                                 .w_rows = window->row_count,
                                 .w_row0 = window->row0,
                                 .w_stride = (uint32_t)(w->row_bytes / 16),
-                                .split = args->split};
+                                .split = args->split,
+                                .splits = plan.splits,
+                                .split_stride = rows * w->rows};
+            gpu_range out = op_rows(args->out, row0, rows, out_row_bytes);
+            if (plan.splits > 1)
+                out = gpu_part(args->scratch, 0, (uint64_t)plan.splits * rows * w->rows * 4);
             gpu_dispatch d = {
                 .pipeline = pipeline,
-                .buffers = {x_part, gpu_whole(&window->buffer),
-                            op_rows(args->out, row0, rows, out_row_bytes), scale,
+                .buffers = {x_part, gpu_whole(&window->buffer), out, scale,
                             w->row_scale.vk != NULL ? gpu_whole(&w->row_scale) : scale},
                 .writes = 1u << 2,
                 .uniform = ctx->step,
@@ -141,10 +176,11 @@ ful_result op_matmul(const op_context *ctx, const op_matmul_args *args)
                          .flops = 2.0 * rows * window->row_count * w->cols},
                 .label = "matmul",
                 .layer = ctx->layer};
-            TRY(op_groups(ctx->device, "matmul", div_up_u32(window->row_count, plan.group_weights),
+            uint64_t blocks_of = div_up_u32(window->row_count, plan.group_weights);
+            TRY(op_groups(ctx->device, "matmul", blocks_of * plan.splits,
                           div_up_u32(rows, plan.group_rows), d.groups));
             TRY(gpu_commands_dispatch(ctx->commands, &d));
         }
     }
-    return FUL_OK;
+    return plan.splits > 1 ? tiles_reduce(ctx, args, plan.splits) : FUL_OK;
 }

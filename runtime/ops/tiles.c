@@ -11,9 +11,9 @@ enum {
     FLAG_RAGGED = 2,
     FLAG_VEC_OUT = 4,
     SPLITS_MAX = 8,
-    /* Tiles of x that are walked together, block of weight rows by block: their x (16 tiles of 128
-     * rows by 6,144 halves are 25 MB) should stay in the second cache. */
-    PANEL = 16
+    /* Tiles of x that are walked together, block of weight rows by block: their x (8 tiles of 128
+     * rows by 6,144 halves are 13 MB) should stay in the second cache. */
+    PANEL = 8
 };
 
 /* A tile, the part of one subgroup in it, and columns of a step. `rate` is the speed of a device
@@ -48,6 +48,7 @@ static const tile_size sizes_of_16[] = {
 };
 static const tile_size sizes_of_8[] = {
     {64, 64, 32, 16, 32, 85},
+    {32, 128, 32, 16, 32, 60},
     {32, 64, 32, 16, 32, 55},
     {16, 64, 32, 16, 16, 30},
 };
@@ -91,7 +92,7 @@ static bool size_fits(const ful_caps *caps, const tile_size *s, uint32_t block)
 }
 
 /* How many workgroups of this kind keep the device busy. Vulkan does not tell. */
-static uint32_t units_of(const op_context *ctx)
+uint32_t tiles_units(const op_context *ctx)
 {
     switch (ful_device_get_info(ctx->device)->kind) {
     case FUL_DEVICE_DISCRETE:
@@ -140,7 +141,7 @@ static bool size_choose(const op_context *ctx, const tile_work *work, tile_size 
     const ful_caps *caps = device_caps(ctx->device);
     size_list list = sizes_for(caps->matrix_subgroup);
     uint32_t code = tuned_code(ctx, work->grouped, work->rows);
-    double units = units_of(ctx), best = 0;
+    double units = tiles_units(ctx), best = 0;
     *out = (tile_size){0};
     for (uint32_t i = 0; i < list.count; i++) {
         const tile_size *s = &list.sizes[i];
@@ -182,13 +183,9 @@ uint32_t tiles_group_rows(const op_context *ctx, uint32_t experts, uint32_t rows
     return size_choose(ctx, &work, &s) ? s.bm : 0;
 }
 
-/* Parts of the columns that fill the device, each of at least four steps. */
-static uint32_t splits_for(const op_context *ctx, const tile_size *s, uint32_t rows,
-                           uint32_t weight_rows, uint32_t cols)
+uint32_t tiles_splits(uint32_t units, uint32_t groups, uint32_t steps)
 {
-    uint32_t groups = div_up_u32(rows, s->bm) * div_up_u32(weight_rows, s->bn);
-    uint32_t steps = div_up_u32(cols, s->bk);
-    uint32_t splits = units_of(ctx) / groups;
+    uint32_t splits = units / groups;
     if (splits > SPLITS_MAX)
         splits = SPLITS_MAX;
     if (splits > steps / 4)
@@ -196,6 +193,13 @@ static uint32_t splits_for(const op_context *ctx, const tile_size *s, uint32_t r
     if (splits < 2)
         return 1;
     return div_up_u32(steps, div_up_u32(steps, splits)); /* none of them empty */
+}
+
+static uint32_t splits_for(const op_context *ctx, const tile_size *s, uint32_t rows,
+                           uint32_t weight_rows, uint32_t cols)
+{
+    uint32_t groups = div_up_u32(rows, s->bm) * div_up_u32(weight_rows, s->bn);
+    return tiles_splits(tiles_units(ctx), groups, div_up_u32(cols, s->bk));
 }
 
 uint64_t tiles_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t weight_rows)
@@ -258,26 +262,28 @@ bool tiles_choose(const op_context *ctx, const tile_request *q, tile_kernel *out
     bool w_scale = q->w->row_scale.vk != VK_NULL_HANDLE;
     uint32_t flags = (w_scale ? FLAG_W_SCALE : 0) | (q->w->cols % s.bk != 0 ? FLAG_RAGGED : 0) |
                      (windows_in_fours(q->w) && out_stride % 4 == 0 ? FLAG_VEC_OUT : 0);
-    *out = (tile_kernel){
-        .module = op_module_name(q->grouped      ? "moe_coopmat"
-                                 : q->block != 0 ? "matmul_coopmat_blocks"
-                                                 : "matmul_coopmat",
-                                 q->w->type),
-        .bm = s.bm,
-        .bn = s.bn,
-        .splits = splits,
-        .desc = {.buffer_count = q->grouped || q->block != 0 ? 6 : 5,
-                 .uniform = true,
-                 .push_bytes = sizeof(tile_push),
-                 .spec_count = 14,
-                 .spec = {invocations(&s, caps), s.bm, s.bn, s.bk, s.wm, s.wn, m->m, m->n, m->k,
-                          PANEL, splits > 1 ? OP_ACT_NONE : q->act, flags,
-                          q->block != 0 ? q->block : s.bn, caps->matrix_subgroup == 32 ? 4 : 1}}};
+    *out =
+        (tile_kernel){.module = op_module_name(q->grouped      ? "moe_coopmat"
+                                               : q->block != 0 ? "matmul_coopmat_blocks"
+                                                               : "matmul_coopmat",
+                                               q->w->type),
+                      .bm = s.bm,
+                      .bn = s.bn,
+                      .splits = splits,
+                      .desc = {.buffer_count = q->grouped || q->block != 0 ? 6 : 5,
+                               .uniform = true,
+                               .push_bytes = sizeof(tile_push),
+                               .spec_count = 14,
+                               .spec = {invocations(&s, caps), s.bm, s.bn, s.bk, s.wm, s.wn, m->m,
+                                        m->n, m->k, PANEL, splits > 1 ? OP_ACT_NONE : q->act, flags,
+                                        q->block != 0 ? q->block : s.bn,
+                                        caps->matrix_subgroup != 32 ? 1
+                                        : q->grouped                ? 2
+                                                                    : 4}}};
     return true;
 }
 
-/* Adds the parts of split columns. */
-static ful_result record_reduce(const op_context *ctx, const op_matmul_args *args, uint32_t splits)
+ful_result tiles_reduce(const op_context *ctx, const op_matmul_args *args, uint32_t splits)
 {
     struct {
         uint32_t row0, row_count, fixed_rows, splits, w_rows, out_stride, split;
@@ -376,7 +382,7 @@ ful_result tiles_matmul(const op_context *ctx, const op_matmul_args *args,
             TRY(gpu_commands_dispatch(ctx->commands, &d));
         }
     }
-    return splits > 1 ? record_reduce(ctx, args, splits) : FUL_OK;
+    return splits > 1 ? tiles_reduce(ctx, args, splits) : FUL_OK;
 }
 
 uint32_t tiles_candidates(const op_context *ctx, uint32_t *codes, uint32_t most)

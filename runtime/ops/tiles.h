@@ -61,6 +61,14 @@ bool tiles_flexible_choose(const op_context *ctx, const tile_request *request, u
 uint32_t tiles_flexible_codes(const op_context *ctx, uint32_t *codes, uint32_t most);
 
 /* ---- tiles.c ---- */
+/* How many workgroups of a kernel with large tiles keep the device busy, as far as can be known. */
+uint32_t tiles_units(const op_context *ctx);
+/* Parts of the columns with which `groups` workgroups become `units`, each of four steps or more.
+ */
+uint32_t tiles_splits(uint32_t units, uint32_t groups, uint32_t steps);
+/* Adds the parts of split columns, which lie in args->scratch, and applies args->act. */
+ful_result tiles_reduce(const op_context *ctx, const op_matmul_args *args, uint32_t splits);
+
 /* All of a dense product. */
 ful_result tiles_matmul(const op_context *ctx, const op_matmul_args *args,
                         const tile_kernel *kernel);

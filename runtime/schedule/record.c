@@ -56,6 +56,8 @@ static ful_result record_matmul(const recorder *r, const op_context *ctx, const 
                            .split = s->split,
                            .rows = s->one_row ? 1 : r->list->rows,
                            .fixed = s->one_row || r->list->rows == 1};
+    if (s->scratch != NO_SLOT)
+        args.scratch = slot_range(r, s->scratch);
     op_fused_norm norm;
     if (s->norm) {
         norm = (op_fused_norm){.b = slot_range(r, s->in2.data),

@@ -131,13 +131,15 @@ static value add_matmul(builder *b, const char *name, int32_t layer, value in, c
         in.half = in.scale = NO_SLOT;
     else if (in.half != NO_SLOT)
         in.data = NO_SLOT;
+    uint32_t weight_rows = act == OP_ACT_SWIGLU ? 2 * dim : dim;
+    uint64_t scratch = op_matmul_scratch_bytes(&b->ctx, b->list->rows, weight_rows);
     add(b, (step){.kind = STEP_MATMUL,
                   .name = name,
                   .layer = layer,
                   .in = in,
                   .in2 = nothing,
                   .out = out,
-                  .scratch = NO_SLOT,
+                  .scratch = scratch > 0 ? new_slot(b, scratch) : NO_SLOT,
                   .weights = w,
                   .act = act,
                   .split = split});

@@ -495,6 +495,12 @@ static void run_matmul(device_fixture *f, const matmul_case *m)
     op_activation plain = {.data = in.range, .dim = cols, .stride = x_stride};
     if (m->half)
         EXPECT_OK(op_pack(&ctx, in.range, &packed, rows, m->fixed));
+    /* Every other shape may split its columns. */
+    uint64_t scratch_bytes =
+        (cols + weights) % 4 < 2 ? op_matmul_scratch_bytes(&ctx, rows, weights) : 0;
+    test_buffer scratch = {0};
+    if (scratch_bytes > 0)
+        scratch = fixture_buffer(f, scratch_bytes, NULL);
     EXPECT_OK(op_matmul(&ctx, &(op_matmul_args){.x = m->half ? packed : plain,
                                                 .w = &t,
                                                 .out = out.range,
@@ -502,7 +508,8 @@ static void run_matmul(device_fixture *f, const matmul_case *m)
                                                 .act = m->act,
                                                 .split = split,
                                                 .rows = rows,
-                                                .fixed = m->fixed}));
+                                                .fixed = m->fixed,
+                                                .scratch = scratch.range}));
     float *got = run_twice(f, &out, (size_t)rows * out_stride);
     uint32_t real = m->fixed ? rows : m->n_rows;
     char text[256];
@@ -530,6 +537,8 @@ static void run_matmul(device_fixture *f, const matmul_case *m)
     check_untouched(got, rows, out_stride, real, columns, text);
     free(got);
     fixture_end(f);
+    if (scratch_bytes > 0)
+        fixture_free(f, &scratch);
     fixture_free(f, &out);
     fixture_free(f, &scale);
     fixture_free(f, &data);
