@@ -2,7 +2,7 @@
 //     P[i][j] = exp(-s (i - j)) (q_i . k_j) for j <= i, else 0
 //
 // qkv     [rows][qkv_stride] f32, per head q, k, v of D
-// decay   [heads][2 (C + 1)]: exp(-s r), r = 0..C; expm1(-s m), m = 0..C
+// decay   [heads][DECAY_STRIDE], inc/lightning.glsl
 // scratch [blocks][heads of this dispatch][BLOCK_WORDS]:
 //     f32:  P [C][C] | exp(-s (i+1)) [C] | exp(-s (m-1-j)) [C], 0 from m on | expm1(-s m)
 //     HALF: the same with P as halves, at C*C/2 + 4 C: row scales of q, k, v, P [4][C] ..., then the
@@ -16,6 +16,7 @@
 // puts the row's largest magnitude into [2^13, 2^14); products and sums stay f32.
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#include "inc/lightning.glsl"
 #include "inc/math.glsl"
 #include "inc/step.glsl"
 
@@ -137,7 +138,7 @@ void main()
         return;
     uint m = min(rows - start, C);
     uint base = start * push.qkv_stride4 + (push.head_base + head) * 3 * D4;
-    uint decay_at = (push.head_base + head) * 2 * (C + 1);
+    uint decay_at = (push.head_base + head) * DECAY_STRIDE;
     uint out_at = (block * push.head_count + head) * BLOCK_WORDS;
 
 #ifdef HALF
@@ -191,6 +192,6 @@ void main()
         put(factors + t, decay[decay_at + t + 1]);
         put(factors + C + t, t < m ? decay[decay_at + m - 1 - t] : 0.0);
         if (t == 0)
-            put(factors + 2 * C, decay[decay_at + C + 1 + m]);
+            put(factors + 2 * C, decay[decay_at + FADE_AT + m]);
     }
 }

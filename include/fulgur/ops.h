@@ -218,6 +218,14 @@ FUL_API ful_result ful_op_moe(ful_stream *stream, const ful_moe_args *args);
 FUL_API ful_result ful_lightning_decay(ful_buffer **out, ful_device *device, uint32_t heads,
                                        uint32_t head_dim, const double *slopes);
 
+/* Halves with a power-of-two scale per row and block of columns: element (r, c) is
+ * data[r*stride + c] * scale[r*(stride/block) + c/block]. The largest magnitude of a block's halves
+ * is below 2^14; the scale of an all-zero block is 1. */
+typedef struct ful_blocks {
+    ful_range data;  /* f16 [rows][stride]; buffer NULL: not given */
+    ful_range scale; /* f32 [rows][stride/block] */
+} ful_blocks;
+
 /* Per head: S_t = exp(-slope) S_(t-1) + k_t^T v_t; o_t = q_t S_t. qkv [rows][qkv_stride]: q, k, v
  * of head_dim for each head in turn, after SiLU. state [heads][head_dim (key)][head_dim (value)],
  * read and written. out [rows][heads*head_dim]. head_dim: a multiple of 16, at most 256. */
@@ -228,9 +236,18 @@ typedef struct ful_lightning_args {
     ful_range decay;
     ful_range state;
     ful_range out;
+    uint32_t sequences; /* decode: one token each, rows of qkv and out; state [sequences][heads]...;
+                         * 0 = 1 */
+    ful_blocks qkv_blocks; /* prefill: if given, read instead of qkv, in blocks of head_dim and rows
+                            * of 3*heads*head_dim */
+    ful_blocks out_blocks; /* prefill: if given, written instead of out, in blocks of
+                            * ful_op_lightning_block and rows of heads*head_dim */
 } ful_lightning_args;
 FUL_API ful_result ful_op_lightning_prefill(ful_stream *stream, const ful_lightning_args *args);
-/* One token; args->rows is not read. */
+/* The columns that share a scale in out_blocks; 0 if this stream and device take no blocks. */
+FUL_API uint32_t ful_op_lightning_block(const ful_stream *stream, uint32_t rows, uint32_t heads,
+                                        uint32_t head_dim);
+/* One token of each sequence; args->rows is not read. */
 FUL_API ful_result ful_op_lightning_decode(ful_stream *stream, const ful_lightning_args *args);
 
 /* Keys and values of one softmax layer of one sequence. */

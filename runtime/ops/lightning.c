@@ -1,14 +1,21 @@
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
-#include "ops/op.h"
+#include "ops/lightning.h"
 
 enum {
     BLOCK_TOKENS = 16,
-    DECAY_WORDS = 2 * (BLOCK_TOKENS + 1), /* of a head, as the shaders read them */
+    /* Words of a head in the decay table, as in inc/lightning.glsl. */
+    DECAY_STRIDE = 264,
+    FADE_AT = 132,
+    LOG_AT = 263,
     MAX_HEAD_DIM = 256,
     MAX_GROUPS = 65535
 };
+static_assert((int)LIGHTNING_TABLE < (int)FADE_AT &&
+                  (int)FADE_AT + (int)LIGHTNING_TABLE < (int)LOG_AT,
+              "the parts of the table");
 
 typedef struct scores_push {
     uint32_t row_base, row_cap, qkv_stride4, head_base, head_count;
@@ -19,6 +26,11 @@ typedef struct walk_push {
     uint32_t row_base, row_cap, qkv_stride4, head_base, head_count, out_stride;
 } walk_push;
 _Static_assert(sizeof(walk_push) == 24, "as in lightning_walk.comp");
+
+typedef struct decode_push {
+    uint32_t unit_base, heads, qkv_stride;
+} decode_push;
+_Static_assert(sizeof(decode_push) == 12, "as in lightning_decode.comp");
 
 /* How a kernel spreads the state of a head over a workgroup. */
 typedef struct spread {
@@ -40,7 +52,7 @@ uint64_t op_lightning_decay_bytes(const ful_device *device, uint32_t heads, uint
 {
     (void)device;
     (void)head_dim;
-    return ((uint64_t)heads * DECAY_WORDS * sizeof(float) + 255) & ~(uint64_t)255;
+    return ((uint64_t)heads * DECAY_STRIDE * sizeof(float) + 255) & ~(uint64_t)255;
 }
 
 void op_lightning_decay_fill(const ful_device *device, uint32_t heads, uint32_t head_dim,
@@ -49,11 +61,12 @@ void op_lightning_decay_fill(const ful_device *device, uint32_t heads, uint32_t 
     memset(out, 0, (size_t)op_lightning_decay_bytes(device, heads, head_dim));
     float *table = out;
     for (uint32_t h = 0; h < heads; h++) {
-        float *decay = table + (size_t)h * DECAY_WORDS, *fade = decay + BLOCK_TOKENS + 1;
-        for (uint32_t r = 0; r <= BLOCK_TOKENS; r++) {
+        float *decay = table + (size_t)h * DECAY_STRIDE;
+        for (uint32_t r = 0; r <= LIGHTNING_TABLE; r++) {
             decay[r] = (float)exp(-slopes[h] * (double)r);
-            fade[r] = (float)expm1(-slopes[h] * (double)r);
+            decay[FADE_AT + r] = (float)expm1(-slopes[h] * (double)r);
         }
+        decay[LOG_AT] = (float)(slopes[h] / log(2.0));
     }
 }
 
@@ -73,6 +86,9 @@ static bool prefill_half(const op_context *ctx)
 uint64_t op_lightning_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t heads,
                                     uint32_t head_dim)
 {
+    lightning_tiles tiles;
+    if (lightning_tiles_choose(ctx, heads, head_dim, &tiles))
+        return lightning_tiles_scratch_bytes(&tiles, rows, heads, head_dim);
     uint64_t blocks = ((uint64_t)rows + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     return blocks * heads * block_words(prefill_half(ctx), head_dim) * sizeof(uint32_t);
 }
@@ -86,28 +102,27 @@ static ful_result check(const op_lightning_args *a)
     if (a->heads == 0 || a->rows == 0)
         return fail(FUL_ERR_ARGUMENT, "lightning: %u heads and %u rows, none may be 0", a->heads,
                     a->rows);
-    if (a->qkv_stride % 4 != 0 || a->qkv_stride < 3 * inner)
+    if (a->qkv_blocks.data.buffer == NULL && (a->qkv_stride % 4 != 0 || a->qkv_stride < 3 * inner))
         return fail(FUL_ERR_ARGUMENT,
                     "lightning: row stride %u is not a multiple of 4 of at least %llu floats",
                     a->qkv_stride, (unsigned long long)(3 * inner));
-    if (a->state.bytes < inner * a->head_dim * sizeof(float))
+    uint64_t states = (a->sequences > 1 ? a->sequences : 1) * inner * a->head_dim * sizeof(float);
+    if (a->state.bytes < states)
         return fail(FUL_ERR_ARGUMENT, "lightning: a state of %llu bytes, %llu needed",
-                    (unsigned long long)a->state.bytes,
-                    (unsigned long long)(inner * a->head_dim * sizeof(float)));
+                    (unsigned long long)a->state.bytes, (unsigned long long)states);
     return FUL_OK;
 }
 
-/* Heads whose states (and blocks of scratch) fit one binding. */
-static ful_result heads_per_dispatch(const op_context *ctx, const op_lightning_args *a,
-                                     uint64_t bytes_per_head, uint32_t *out)
+ful_result lightning_units(const op_context *ctx, uint64_t bytes_each, uint32_t units,
+                           uint32_t *out)
 {
-    uint64_t window = device_window_bytes(ctx->device), heads = window / bytes_per_head;
-    if (heads == 0)
+    uint64_t window = device_window_bytes(ctx->device), fit = window / bytes_each;
+    if (fit == 0)
         return fail(FUL_ERR_UNSUPPORTED,
                     "lightning: one head needs a binding of %llu bytes, the device's limit is %llu",
-                    (unsigned long long)bytes_per_head, (unsigned long long)window);
-    heads = heads < MAX_GROUPS ? heads : MAX_GROUPS;
-    *out = heads < a->heads ? (uint32_t)heads : a->heads;
+                    (unsigned long long)bytes_each, (unsigned long long)window);
+    fit = fit < MAX_GROUPS ? fit : MAX_GROUPS;
+    *out = fit < units ? (uint32_t)fit : units;
     return FUL_OK;
 }
 
@@ -220,22 +235,21 @@ static ful_result prefill_part(const prefill *p, uint32_t row0, uint32_t rows, u
     return gpu_commands_dispatch(p->ctx->commands, &walk);
 }
 
-ful_result op_lightning_prefill(const op_context *ctx, const op_lightning_args *args)
+static ful_result prefill_plain(const op_context *ctx, const op_lightning_args *args)
 {
-    TRY(check(args));
+    if (args->qkv_blocks.data.buffer != NULL || args->out_blocks.data.buffer != NULL)
+        return fail(FUL_ERR_UNSUPPORTED,
+                    "lightning: no kernel here reads or writes heads of %u as halves",
+                    args->head_dim);
     prefill p = {.ctx = ctx, .args = args, .spread = spread_choose(ctx), .half = prefill_half(ctx)};
     p.block_words = block_words(p.half, args->head_dim);
-    uint64_t need = op_lightning_scratch_bytes(ctx, args->rows, args->heads, args->head_dim);
-    if (args->scratch.bytes < need)
-        return fail(FUL_ERR_ARGUMENT, "lightning: %llu bytes of scratch, %llu needed",
-                    (unsigned long long)args->scratch.bytes, (unsigned long long)need);
     TRY(prefill_pipelines(&p));
 
     uint64_t state_bytes = (uint64_t)args->head_dim * args->head_dim * sizeof(float);
     uint64_t scratch_bytes = (uint64_t)p.block_words * sizeof(uint32_t);
     uint32_t heads = 1, rows = 1;
-    TRY(heads_per_dispatch(ctx, args, state_bytes > scratch_bytes ? state_bytes : scratch_bytes,
-                           &heads));
+    TRY(lightning_units(ctx, state_bytes > scratch_bytes ? state_bytes : scratch_bytes, args->heads,
+                        &heads));
     TRY(rows_per_dispatch(ctx, args, scratch_bytes * heads, &rows));
     for (uint32_t h = 0; h < args->heads; h += heads) {
         uint32_t head_count = args->heads - h < heads ? args->heads - h : heads;
@@ -247,34 +261,63 @@ ful_result op_lightning_prefill(const op_context *ctx, const op_lightning_args *
     return FUL_OK;
 }
 
+ful_result op_lightning_prefill(const op_context *ctx, const op_lightning_args *args)
+{
+    TRY(check(args));
+    if (args->sequences > 1)
+        return fail(FUL_ERR_ARGUMENT, "lightning: a prefill is of one sequence, not of %u",
+                    args->sequences);
+    bool halves = args->qkv_blocks.data.buffer != NULL && args->out_blocks.data.buffer != NULL;
+    uint64_t need =
+        halves ? 0 : op_lightning_scratch_bytes(ctx, args->rows, args->heads, args->head_dim);
+    if (args->scratch.bytes < need)
+        return fail(FUL_ERR_ARGUMENT, "lightning: %llu bytes of scratch, %llu needed",
+                    (unsigned long long)args->scratch.bytes, (unsigned long long)need);
+    lightning_tiles tiles;
+    if (lightning_tiles_choose(ctx, args->heads, args->head_dim, &tiles))
+        return lightning_tiles_prefill(ctx, args, &tiles);
+    return prefill_plain(ctx, args);
+}
+
 ful_result op_lightning_decode(const op_context *ctx, const op_lightning_args *args)
 {
     TRY(check(args));
-    spread s = spread_choose(ctx);
-    gpu_pipeline_desc desc = {.module = "lightning_decode",
+    uint32_t sequences = args->sequences > 1 ? args->sequences : 1, dim = args->head_dim;
+    uint64_t units = (uint64_t)sequences * args->heads;
+    if (units > UINT32_MAX)
+        return fail(FUL_ERR_ARGUMENT, "lightning: %u sequences of %u heads", sequences,
+                    args->heads);
+    bool wide = op_wide(ctx);
+    /* Four columns an invocation, as many of them side by side as make a line of memory. */
+    uint32_t width4 = dim / 4 % 8 == 0 ? 8 : 4;
+    uint32_t lanes = wide ? 128 : spread_choose(ctx).invocations;
+    uint32_t columns = wide ? 4 * width4 : lanes;
+    gpu_pipeline_desc desc = {.module = wide ? "lightning_decode_wide" : "lightning_decode",
                               .buffer_count = 4,
-                              .push_bytes = sizeof(uint32_t),
-                              .spec_count = 4,
-                              .spec = {s.invocations, args->head_dim, BLOCK_TOKENS, s.key_parts}};
+                              .push_bytes = sizeof(decode_push),
+                              .spec_count = wide ? 3 : 2,
+                              .spec = {lanes, dim, width4}};
     gpu_pipeline *pipeline;
     TRY(gpu_pipeline_get(ctx->device, &desc, &pipeline));
 
-    uint64_t head_bytes = (uint64_t)args->head_dim * args->head_dim * sizeof(float);
-    uint32_t heads = 1;
-    TRY(heads_per_dispatch(ctx, args, head_bytes, &heads));
-    uint64_t out_bytes = (uint64_t)args->heads * args->head_dim * sizeof(float);
-    for (uint32_t h = 0; h < args->heads; h += heads) {
-        uint32_t count = args->heads - h < heads ? args->heads - h : heads;
-        gpu_range state = gpu_part(args->state, h * head_bytes, count * head_bytes);
+    uint64_t unit_bytes = (uint64_t)dim * dim * sizeof(float);
+    uint32_t part = 1;
+    TRY(lightning_units(ctx, unit_bytes, (uint32_t)units, &part));
+    uint64_t out_bytes = units * dim * sizeof(float);
+    for (uint32_t u = 0; u < units; u += part) {
+        uint32_t count = (uint32_t)units - u < part ? (uint32_t)units - u : part;
+        gpu_range state = gpu_part(args->state, u * unit_bytes, count * unit_bytes);
         double elements = (double)(state.bytes / sizeof(float));
+        decode_push push = {u, args->heads, args->qkv_stride};
         gpu_dispatch d = {
             .pipeline = pipeline,
-            .buffers = {gpu_part(args->qkv, 0, (uint64_t)args->qkv_stride * sizeof(float)),
+            .buffers = {gpu_part(args->qkv, 0,
+                                 (uint64_t)sequences * args->qkv_stride * sizeof(float)),
                         args->decay, state, gpu_part(args->out, 0, out_bytes)},
             .writes = 1u << 3,
             .updates = 1u << 2,
-            .push = &h,
-            .groups = {(args->head_dim + s.columns - 1) / s.columns, count, 1},
+            .push = &push,
+            .groups = {div_up_u32(dim, columns), count, 1},
             .cost = {.bytes = 8 * elements, .flops = 6 * elements},
             .label = "lightning_decode",
             .layer = ctx->layer};

@@ -21,6 +21,14 @@ typedef struct pack_push {
 } pack_push;
 static_assert(sizeof(pack_push) == 20, "as in pack.comp");
 
+typedef struct gated_blocks_push {
+    uint32_t row0, row_count;
+    uint32_t fixed_rows;
+    uint32_t gate_stride, gate_offset, out_stride;
+    float eps;
+} gated_blocks_push;
+static_assert(sizeof(gated_blocks_push) == 28, "as in gated_norm_blocks.comp");
+
 /* Both norms in one form. */
 typedef struct norm_job {
     const char *label;
@@ -135,8 +143,77 @@ ful_result op_norm(const op_context *ctx, const op_norm_args *args)
     return norm_record(ctx, &job);
 }
 
+bool op_gated_norm_blocks_usable(const op_context *ctx, uint32_t dim)
+{
+    uint32_t lanes = op_row_lanes(ctx, 8);
+    /* An invocation holds its part of a row in registers. */
+    return lanes > 1 && dim % 8 == 0 && dim <= lanes * 64 && op_half_usable(ctx->device) &&
+           gpu_module_usable(ctx->device, "gated_norm_blocks");
+}
+
+static ful_result gated_blocks(const op_context *ctx, const op_gated_norm_args *args)
+{
+    const op_blocks *o = &args->o_blocks, *gate = &args->gate_blocks;
+    static const char *const what = "gated norm of halves";
+    TRY(half_check(ctx, what, &args->out));
+    if (!args->out.half || !op_gated_norm_blocks_usable(ctx, args->dim))
+        return fail(FUL_ERR_UNSUPPORTED, "%s: rows of %u are not usable here, or not to f32", what,
+                    (unsigned)args->dim);
+    if (o->stride != args->dim || o->block % 8 != 0 || gate->block % 8 != 0 ||
+        args->gate_offset % gate->block != 0 || gate->stride < args->gate_offset + args->dim)
+        return fail(FUL_ERR_ARGUMENT,
+                    "%s: rows of %u by %u in blocks of %u, the gate from %u in rows of %u in "
+                    "blocks of %u",
+                    what, (unsigned)args->dim, (unsigned)o->stride, (unsigned)o->block,
+                    (unsigned)args->gate_offset, (unsigned)gate->stride, (unsigned)gate->block);
+    /* Longer rows on more invocations: a part is at most 32 values. */
+    const ful_caps *caps = device_caps(ctx->device);
+    uint32_t lanes = op_row_lanes(ctx, 8);
+    while (lanes * 32 < args->dim && 2 * lanes <= caps->workgroup_invocations &&
+           2 * lanes <= caps->workgroup_size[0] && lanes * 16 <= caps->shared_bytes)
+        lanes *= 2;
+    gpu_pipeline_desc desc = {.module = "gated_norm_blocks",
+                              .buffer_count = 7,
+                              .uniform = true,
+                              .push_bytes = sizeof(gated_blocks_push),
+                              .spec_count = 4,
+                              .spec = {lanes, args->dim, o->block, gate->block}};
+    gpu_pipeline *pipeline;
+    TRY(gpu_pipeline_get(ctx->device, &desc, &pipeline));
+    uint64_t row_bytes[] = {2 * (uint64_t)o->stride, 4 * (uint64_t)(o->stride / o->block),
+                            2 * (uint64_t)gate->stride, 4 * (uint64_t)(gate->stride / gate->block),
+                            2 * (uint64_t)args->out.stride};
+    uint32_t part;
+    TRY(op_part_rows(ctx->device, what, row_bytes, 5, args->rows, &part));
+    for (uint32_t row0 = 0; row0 < args->rows; row0 += part) {
+        uint32_t rows = args->rows - row0 < part ? args->rows - row0 : part;
+        gated_blocks_push push = {
+            row0, rows, args->fixed, gate->stride, args->gate_offset, args->out.stride, args->eps};
+        gpu_dispatch d = {
+            .pipeline = pipeline,
+            .buffers = {op_rows(o->data, row0, rows, row_bytes[0]),
+                        op_rows(o->scale, row0, rows, row_bytes[1]),
+                        op_rows(gate->data, row0, rows, row_bytes[2]),
+                        op_rows(gate->scale, row0, rows, row_bytes[3]),
+                        gpu_part(args->weight, 0, 4 * (uint64_t)args->dim),
+                        op_rows(args->out.data, row0, rows, row_bytes[4]),
+                        op_rows(args->out.scale, 0, args->rows, 4)},
+            .writes = 1u << 5 | 1u << 6,
+            .uniform = ctx->step,
+            .push = &push,
+            .cost = {.bytes = 6.0 * rows * args->dim, .flops = 8.0 * rows * args->dim},
+            .label = "gated norm",
+            .layer = ctx->layer};
+        TRY(op_groups(ctx->device, what, rows, 1, d.groups));
+        TRY(gpu_commands_dispatch(ctx->commands, &d));
+    }
+    return FUL_OK;
+}
+
 ful_result op_gated_norm(const op_context *ctx, const op_gated_norm_args *args)
 {
+    if (args->o_blocks.data.buffer != NULL)
+        return gated_blocks(ctx, args);
     norm_job job = {.label = "gated norm",
                     .a = args->o,
                     .b = args->gate,

@@ -118,10 +118,12 @@ typedef struct op_gated_norm_args {
     uint32_t dim, rows;
     bool fixed;
     op_activation out;               /* f32 or half */
-    op_blocks o_blocks, gate_blocks; /* if not empty: read instead of o and gate (from column
-                                        gate_offset on) */
+    op_blocks o_blocks, gate_blocks; /* if not empty: both are read instead of o and gate (from
+                                        column gate_offset on), and out is half */
 } op_gated_norm_args;
 ful_result op_gated_norm(const op_context *ctx, const op_gated_norm_args *args);
+/* Can it read rows of `dim` columns in blocks here? */
+bool op_gated_norm_blocks_usable(const op_context *ctx, uint32_t dim);
 
 /* f32 rows to halves with scales. */
 ful_result op_pack(const op_context *ctx, gpu_range in, const op_activation *out, uint32_t rows,
@@ -214,17 +216,23 @@ typedef struct op_lightning_args {
                       after SiLU */
     uint32_t qkv_stride;
     uint32_t heads, head_dim, rows;
+    uint32_t sequences;   /* decode: rows of qkv and out, one token each; 0 = 1 */
     gpu_range decay;      /* storage buffer filled by op_lightning_decay_fill */
-    gpu_range state;      /* in and out: f32 [heads][head_dim (key)][head_dim (value)] */
+    gpu_range state;      /* in and out: f32 [sequences][heads][head_dim (key)][head_dim (value)] */
     gpu_range out;        /* f32 [rows][heads*head_dim] */
     op_blocks qkv_blocks; /* prefill: if not empty, read instead of qkv; block = head_dim */
-    op_blocks out_blocks; /* prefill: if not empty, written instead of out; block = head_dim */
+    op_blocks out_blocks; /* prefill: if not empty, written instead of out; block =
+                             op_lightning_blocks */
     gpu_range scratch;    /* prefill: op_lightning_scratch_bytes */
 } op_lightning_args;
 uint64_t op_lightning_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t heads,
                                     uint32_t head_dim);
 ful_result op_lightning_prefill(const op_context *ctx, const op_lightning_args *args);
-/* One token (row 0). S += expm1(-s) S + k^T v, then q S; each element read and written once. */
+/* The block of out_blocks if a prefill of so many rows can read and write halves here, else 0. */
+uint32_t op_lightning_blocks(const op_context *ctx, uint32_t rows, uint32_t heads,
+                             uint32_t head_dim);
+/* One token of each sequence. S += expm1(-s) S + k^T v, then q S; each element read and written
+ * once. */
 ful_result op_lightning_decode(const op_context *ctx, const op_lightning_args *args);
 
 /* ---- attention.c ---- */

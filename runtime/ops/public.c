@@ -211,7 +211,7 @@ ful_result ful_op_moe(ful_stream *stream, const ful_moe_args *args)
 }
 
 static ful_result lightning_make(ful_stream *stream, const char *name,
-                                 const ful_lightning_args *args, uint32_t rows,
+                                 const ful_lightning_args *args, uint32_t rows, uint32_t sequences,
                                  op_lightning_args *op)
 {
     TRY(stream_check(stream, args, name, rows));
@@ -224,21 +224,53 @@ static ful_result lightning_make(ful_stream *stream, const char *name,
     if (stride < 3 * dim)
         return fail(FUL_ERR_ARGUMENT, "%s: qkv_stride %u, columns %llu", name, (unsigned)stride,
                     (unsigned long long)(3 * dim));
-    *op = (op_lightning_args){
-        .qkv_stride = stride, .heads = args->heads, .head_dim = args->head_dim, .rows = rows};
-    return RANGES(stream, name, {"qkv", &args->qkv, f32_bytes(rows, stride), &op->qkv},
+    *op = (op_lightning_args){.qkv_stride = stride,
+                              .heads = args->heads,
+                              .head_dim = args->head_dim,
+                              .rows = rows,
+                              .sequences = sequences};
+    return RANGES(stream, name,
                   {"decay", &args->decay,
                    op_lightning_decay_bytes(stream->device, args->heads, args->head_dim),
                    &op->decay},
-                  {"state", &args->state, f32_bytes(dim, args->head_dim), &op->state},
-                  {"out", &args->out, f32_bytes(rows, dim), &op->out});
+                  {"state", &args->state, f32_bytes(sequences * dim, args->head_dim), &op->state});
+}
+
+/* Halves of `columns` in blocks. */
+static ful_result blocks_get(const ful_stream *stream, const char *op, const ful_blocks *in,
+                             uint64_t rows, uint64_t columns, uint32_t block, op_blocks *out)
+{
+    if (block == 0)
+        return fail(FUL_ERR_UNSUPPORTED, "%s: this stream and device take no halves in blocks", op);
+    out->stride = (uint32_t)columns;
+    out->block = block;
+    return RANGES(stream, op, {"data of blocks", &in->data, 2 * rows * columns, &out->data},
+                  {"scale of blocks", &in->scale, f32_bytes(rows, columns / block), &out->scale});
+}
+
+uint32_t ful_op_lightning_block(const ful_stream *stream, uint32_t rows, uint32_t heads,
+                                uint32_t head_dim)
+{
+    return stream == NULL ? 0 : op_lightning_blocks(&stream->ctx, rows, heads, head_dim);
 }
 
 ful_result ful_op_lightning_prefill(ful_stream *stream, const ful_lightning_args *args)
 {
+    static const char *const name = "ful_op_lightning_prefill";
     op_lightning_args op;
     uint32_t rows = args != NULL ? args->rows : 0;
-    TRY(lightning_make(stream, "ful_op_lightning_prefill", args, rows, &op));
+    TRY(lightning_make(stream, name, args, rows, 1, &op));
+    uint64_t dim = (uint64_t)args->heads * args->head_dim;
+    uint32_t block = op_lightning_blocks(&stream->ctx, rows, args->heads, args->head_dim);
+    if (args->qkv_blocks.data.buffer != NULL)
+        TRY(blocks_get(stream, name, &args->qkv_blocks, rows, 3 * dim,
+                       block != 0 ? args->head_dim : 0, &op.qkv_blocks));
+    else
+        TRY(RANGES(stream, name, {"qkv", &args->qkv, f32_bytes(rows, op.qkv_stride), &op.qkv}));
+    if (args->out_blocks.data.buffer != NULL)
+        TRY(blocks_get(stream, name, &args->out_blocks, rows, dim, block, &op.out_blocks));
+    else
+        TRY(RANGES(stream, name, {"out", &args->out, f32_bytes(rows, dim), &op.out}));
     TRY(stream_scratch_get(
         stream, op_lightning_scratch_bytes(&stream->ctx, rows, args->heads, args->head_dim),
         &op.scratch));
@@ -247,8 +279,13 @@ ful_result ful_op_lightning_prefill(ful_stream *stream, const ful_lightning_args
 
 ful_result ful_op_lightning_decode(ful_stream *stream, const ful_lightning_args *args)
 {
+    static const char *const name = "ful_op_lightning_decode";
     op_lightning_args op;
-    TRY(lightning_make(stream, "ful_op_lightning_decode", args, 1, &op));
+    uint32_t sequences = args != NULL && args->sequences > 1 ? args->sequences : 1;
+    TRY(lightning_make(stream, name, args, 1, sequences, &op));
+    uint64_t dim = (uint64_t)args->heads * args->head_dim;
+    TRY(RANGES(stream, name, {"qkv", &args->qkv, f32_bytes(sequences, op.qkv_stride), &op.qkv},
+               {"out", &args->out, f32_bytes(sequences, dim), &op.out}));
     return recorded(stream, op_lightning_decode(&stream->ctx, &op), 1);
 }
 

@@ -21,6 +21,13 @@ static op_activation activation(const recorder *r, value v)
                            .half = half};
 }
 
+static op_blocks blocks(const recorder *r, value v)
+{
+    if (v.block == 0)
+        return (op_blocks){0};
+    return (op_blocks){slot_range(r, v.half), slot_range(r, v.scale), v.dim, v.block};
+}
+
 /* A norm's second, packed output. */
 static op_activation packed(const recorder *r, value v)
 {
@@ -52,6 +59,7 @@ static ful_result record_matmul(const recorder *r, const op_context *ctx, const 
                            .w = s->weights,
                            .out = slot_range(r, s->out.data),
                            .out_stride = columns,
+                           .out_blocks = blocks(r, s->out),
                            .act = s->act,
                            .split = s->split,
                            .rows = s->one_row ? 1 : r->list->rows,
@@ -87,6 +95,8 @@ static ful_result record_lightning(const recorder *r, const op_context *ctx, con
                               .decay = gpu_whole(s->vector),
                               .state = gpu_whole(&r->state->lightning[s->layer]),
                               .out = slot_range(r, s->out.data),
+                              .qkv_blocks = blocks(r, s->in),
+                              .out_blocks = blocks(r, s->out),
                               .scratch = slot_range(r, s->scratch)};
     return r->list->rows == 1 ? op_lightning_decode(ctx, &args) : op_lightning_prefill(ctx, &args);
 }
@@ -101,7 +111,9 @@ static ful_result record_gated_norm(const recorder *r, const op_context *ctx, co
                                .eps = s->eps,
                                .dim = s->in.dim,
                                .rows = r->list->rows,
-                               .out = activation(r, s->out)};
+                               .out = activation(r, s->out),
+                               .o_blocks = blocks(r, s->in),
+                               .gate_blocks = blocks(r, s->in2)};
     return op_gated_norm(ctx, &args);
 }
 

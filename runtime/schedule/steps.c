@@ -18,7 +18,7 @@ typedef struct builder {
     ful_result failed;
 } builder;
 
-static const value nothing = {NO_SLOT, NO_SLOT, NO_SLOT, 0};
+static const value nothing = {NO_SLOT, NO_SLOT, NO_SLOT, 0, 0};
 
 static int32_t new_slot(builder *b, uint64_t bytes)
 {
@@ -88,6 +88,14 @@ static void add_half(builder *b, value *v, uint32_t rows)
     v->scale = new_slot(b, (uint64_t)rows * 4);
 }
 
+static value new_blocks(builder *b, uint32_t rows, uint32_t dim, uint32_t block)
+{
+    value v = {NO_SLOT, NO_SLOT, NO_SLOT, dim, block};
+    v.half = new_slot(b, (uint64_t)rows * dim * 2);
+    v.scale = new_slot(b, (uint64_t)rows * (dim / block) * 4);
+    return v;
+}
+
 /* Do products with these weights read packed halves? */
 static bool wants_half(const builder *b, const gpu_tensor *w)
 {
@@ -123,10 +131,25 @@ static value add_norm(builder *b, const char *name, int32_t layer, const residua
     return out;
 }
 
-static value add_matmul(builder *b, const char *name, int32_t layer, value in, const gpu_tensor *w,
-                        uint32_t dim, op_act act, uint32_t split)
+/* The block in which q, k, v and the gate of a lightning layer, and its result, are handed on as
+ * halves: 0 if they are not. */
+static uint32_t lightning_block(const builder *b, const model_layer *layer)
 {
-    value out = new_value(b, b->list->rows, dim);
+    const model_config *c = b->source->config;
+    uint32_t rows = b->list->rows, dim = c->head_dim;
+    if (layer == NULL || !wants_half(b, &layer->qkv) || !wants_half(b, &layer->out) ||
+        !op_matmul_blocks_usable(&b->ctx, &layer->qkv, rows, dim) ||
+        !op_gated_norm_blocks_usable(&b->ctx, c->head_count * dim))
+        return 0;
+    return op_lightning_blocks(&b->ctx, rows, c->head_count, dim);
+}
+
+/* With `block` the result is halves in blocks of so many columns. */
+static value add_matmul(builder *b, const char *name, int32_t layer, value in, const gpu_tensor *w,
+                        uint32_t dim, op_act act, uint32_t split, uint32_t block)
+{
+    uint32_t rows = b->list->rows;
+    value out = block != 0 ? new_blocks(b, rows, dim, block) : new_value(b, rows, dim);
     if (!wants_half(b, w))
         in.half = in.scale = NO_SLOT;
     else if (in.half != NO_SLOT)
@@ -161,6 +184,7 @@ typedef struct product {
     uint32_t dim;
     op_act act;
     uint32_t split;
+    uint32_t block; /* of a result in halves; 0: f32 */
 } product;
 
 /* The norm of a residual and the product behind it in one step. `normed` receives the normalised
@@ -168,7 +192,7 @@ typedef struct product {
 static value add_norm_matmul(builder *b, const residual *r, const gpu_buffer *weight, double eps,
                              const product *p, bool to_logits, value *normed)
 {
-    value out = to_logits ? (value){NO_SLOT, NO_SLOT, NO_SLOT, p->dim}
+    value out = to_logits ? (value){NO_SLOT, NO_SLOT, NO_SLOT, p->dim, 0}
                           : new_value(b, b->list->rows, p->dim);
     *normed = to_logits ? nothing : new_value(b, b->list->rows, r->a.dim);
     add(b, (step){.kind = STEP_MATMUL,
@@ -201,14 +225,14 @@ static value add_qkv(builder *b, const residual *r, const model_layer *layer, co
     if (norm_fused(b, c->hidden_size, 0))
         return add_norm_matmul(b, r, weight, c->norm_eps, p, false, n);
     *n = add_norm(b, "norm1", p->layer, r, weight, c->norm_eps, wants_half(b, p->w), false);
-    return add_matmul(b, p->name, p->layer, *n, p->w, p->dim, p->act, p->split);
+    return add_matmul(b, p->name, p->layer, *n, p->w, p->dim, p->act, p->split, p->block);
 }
 
 /* The projection behind a mixer. */
 static value add_out(builder *b, uint32_t i, value h, const model_layer *layer)
 {
     return add_matmul(b, "attn", (int32_t)i, h, layer ? &layer->out : NULL,
-                      b->source->config->hidden_size, OP_ACT_NONE, 0);
+                      b->source->config->hidden_size, OP_ACT_NONE, 0, 0);
 }
 
 /* Lightning attention, with its output projection unless nothing behind it is wanted. */
@@ -216,9 +240,12 @@ static value add_lightning(builder *b, uint32_t i, value p, const model_layer *l
 {
     const model_config *c = b->source->config;
     uint32_t inner = c->head_count * c->head_dim, rows = b->list->rows;
-    value o = new_value(b, rows, inner);
-    uint64_t scratch =
-        rows == 1 ? 0 : op_lightning_scratch_bytes(&b->ctx, rows, c->head_count, c->head_dim);
+    bool halves = p.block != 0;
+    value o =
+        halves ? new_blocks(b, rows, inner, lightning_block(b, layer)) : new_value(b, rows, inner);
+    uint64_t scratch = rows == 1 || halves
+                           ? 0
+                           : op_lightning_scratch_bytes(&b->ctx, rows, c->head_count, c->head_dim);
     add(b, (step){.kind = STEP_LIGHTNING,
                   .name = "mixer",
                   .layer = (int32_t)i,
@@ -247,7 +274,7 @@ static value add_lightning(builder *b, uint32_t i, value p, const model_layer *l
                       .gated = true});
         return y;
     }
-    value h = {NO_SLOT, NO_SLOT, NO_SLOT, inner};
+    value h = {NO_SLOT, NO_SLOT, NO_SLOT, inner, 0};
     if (wants_half(b, layer ? &layer->out : NULL))
         add_half(b, &h, rows);
     else
@@ -287,7 +314,7 @@ static value add_attention(builder *b, uint32_t i, value p, const model_layer *l
         return nothing;
     if (!wants_half(b, layer ? &layer->out : NULL))
         return add_out(b, i, o, layer);
-    value h = {NO_SLOT, NO_SLOT, NO_SLOT, inner};
+    value h = {NO_SLOT, NO_SLOT, NO_SLOT, inner, 0};
     add_half(b, &h, rows);
     add(b, (step){.kind = STEP_PACK,
                   .name = "pack",
@@ -316,7 +343,7 @@ static value add_router(builder *b, uint32_t i, const residual *r, const model_l
     add(b, (step){.kind = STEP_MATMUL,
                   .name = router.name,
                   .layer = (int32_t)i,
-                  .in = {m->data, NO_SLOT, NO_SLOT, m->dim},
+                  .in = {m->data, NO_SLOT, NO_SLOT, m->dim, 0},
                   .in2 = nothing,
                   .out = logits,
                   .scratch = NO_SLOT,
@@ -337,7 +364,8 @@ static void add_layer(builder *b, uint32_t i, residual *r)
                    .w = layer ? &layer->qkv : NULL,
                    .dim = lightning ? 4 * inner : inner + 2 * kv,
                    .act = lightning ? OP_ACT_SILU_SIGMOID : OP_ACT_NONE,
-                   .split = lightning ? 3 * inner : 0};
+                   .split = lightning ? 3 * inner : 0,
+                   .block = lightning && lightning_block(b, layer) != 0 ? c->head_dim : 0};
     value n;
     value p = add_qkv(b, r, layer, &qkv, &n);
     /* States and keys are all that later tokens see of these. */
@@ -352,7 +380,7 @@ static void add_layer(builder *b, uint32_t i, residual *r)
     value m;
     /* The router always reads f32: a flipped expert costs more than any rounding. */
     value logits = add_router(b, i, &after, layer, half, &m);
-    value m32 = {m.data, NO_SLOT, NO_SLOT, m.dim};
+    value m32 = {m.data, NO_SLOT, NO_SLOT, m.dim, 0};
     value routes = new_value(b, rows, 2 * c->top_k);
     bool routed = b->source->fused && op_moe_routes(&b->ctx, rows, c->expert_count, c->top_k);
     if (!routed)
@@ -364,7 +392,7 @@ static void add_layer(builder *b, uint32_t i, residual *r)
                       .out = routes,
                       .scratch = NO_SLOT});
     value z = new_value(b, rows, c->hidden_size);
-    value x = half ? (value){NO_SLOT, m.half, m.scale, m.dim} : m32;
+    value x = half ? (value){NO_SLOT, m.half, m.scale, m.dim, 0} : m32;
     op_context moe = b->ctx;
     moe.half = half; /* f32 weights take f32 inputs, and another layout of the scratch */
     uint64_t scratch = op_moe_scratch_bytes(&moe, rows, c->top_k, c->expert_count, c->hidden_size,
@@ -404,7 +432,7 @@ static void add_head(builder *b, const residual *r, bool sample)
                       .layer = -1,
                       .in = f,
                       .in2 = nothing,
-                      .out = {NO_SLOT, NO_SLOT, NO_SLOT, c->vocab_size},
+                      .out = {NO_SLOT, NO_SLOT, NO_SLOT, c->vocab_size, 0},
                       .scratch = NO_SLOT,
                       .weights = head,
                       .one_row = last,

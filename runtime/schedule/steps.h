@@ -21,10 +21,11 @@ typedef enum step_kind {
     STEP_SAMPLE
 } step_kind;
 
-/* An activation: f32 [rows][dim] in slot data, or packed halves in half with scales. */
+/* An activation: f32 [rows][dim] in slot data, or packed halves in half with scales: one a row, or
+ * with `block` one a block of so many columns. */
 typedef struct value {
     int32_t data, half, scale;
-    uint32_t dim;
+    uint32_t dim, block;
 } value;
 
 typedef struct step {
@@ -44,7 +45,7 @@ typedef struct step {
     uint32_t split;
     bool norm;     /* matmul: in and in2 pass through a norm (vector, alpha, beta, eps) first ... */
     bool gated;    /* ... of this kind; in2 is the gate then */
-    bool routed;    /* experts: logits are there */
+    bool routed;   /* experts: logits are there */
     bool one_row;  /* works on the single row that a last_row norm left */
     bool last_row; /* is that norm */
     bool to_logits; /* out is io->logits */
