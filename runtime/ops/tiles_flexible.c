@@ -20,6 +20,16 @@ static const tile_size sizes[] = {
 };
 enum { SIZES = sizeof(sizes) / sizeof(sizes[0]) };
 
+/* Larger windows have not been tried: the driver's arithmetic on places within them may be signed.
+ */
+static bool windows_small(const gpu_tensor *w)
+{
+    for (uint32_t i = 0; i < w->window_count; i++)
+        if (w->windows[i].buffer.bytes > (uint64_t)1 << 31)
+            return false;
+    return true;
+}
+
 /* Whether the driver makes matrices of that size, `part` weight rows each. */
 static bool size_fits(const ful_caps *caps, const tile_size *s, uint32_t part)
 {
@@ -72,8 +82,8 @@ bool tiles_flexible_choose(const op_context *ctx, const tile_request *q, uint32_
     op_module module = module_for(q);
     /* Weights of other types would be converted one by one on their way in, at half the speed of
      * the tiles of subgroups, and so there is no such module. */
-    if (q->w->row_scale.vk != VK_NULL_HANDLE || !op_half_usable(ctx->device) ||
-        !gpu_module_usable(ctx->device, module.name))
+    if (q->w->row_scale.vk != VK_NULL_HANDLE || !windows_small(q->w) ||
+        !op_half_usable(ctx->device) || !gpu_module_usable(ctx->device, module.name))
         return false;
     for (uint32_t i = 0; i < SIZES; i++) {
         const tile_size *s = &sizes[i];
