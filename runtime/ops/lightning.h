@@ -22,6 +22,9 @@ typedef struct lightning_tiles {
 /* False where the device has no matrices for heads of this size, or does better without. */
 bool lightning_tiles_choose(const op_context *ctx, uint32_t heads, uint32_t head_dim,
                             lightning_tiles *out);
+/* lightning_codes (tuning.h) of all that the device can do. */
+uint32_t lightning_tiles_codes(const op_context *ctx, uint32_t head_dim, uint32_t *codes,
+                               uint32_t most);
 uint64_t lightning_tiles_scratch_bytes(const lightning_tiles *tiles, uint32_t rows, uint32_t heads,
                                        uint32_t head_dim);
 ful_result lightning_tiles_prefill(const op_context *ctx, const op_lightning_args *args,

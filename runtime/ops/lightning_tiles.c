@@ -3,6 +3,7 @@
 #include <assert.h>
 
 #include "ops/lightning.h"
+#include "ops/tuning.h"
 
 typedef struct tiles_push {
     uint32_t row_base, row_cap, stride, head_base, out_stride;
@@ -39,36 +40,39 @@ static bool fits(const ful_caps *caps, const lightning_tiles *t, uint32_t head_d
            wg <= caps->workgroup_size[0] && shared_bytes(t, head_dim) <= caps->shared_bytes;
 }
 
-bool lightning_tiles_choose(const op_context *ctx, uint32_t heads, uint32_t head_dim,
-                            lightning_tiles *out)
+/* Best first: block, slice, subgroups over rows and over columns. */
+static const uint32_t sizes[][4] = {
+    {64, 64, 4, 2}, {64, 32, 4, 2}, {64, 32, 4, 1}, {32, 64, 2, 2},
+    {32, 32, 2, 2}, {32, 16, 2, 1}, {16, 32, 1, 2}, {16, 16, 1, 1},
+};
+/* Small subgroups have few registers: little of the state each. */
+static const uint32_t small_sizes[][4] = {
+    {32, 32, 4, 4}, {32, 32, 4, 2}, {16, 32, 2, 2}, {16, 16, 2, 2}, {16, 16, 2, 1},
+};
+enum { MOST_TILES = 8 };
+static_assert(sizeof(sizes) / sizeof(*sizes) <= MOST_TILES &&
+                  sizeof(small_sizes) / sizeof(*small_sizes) <= MOST_TILES,
+              "room for all that fit");
+
+/* All that the device can do, best first; returns how many. */
+static uint32_t tiles_list(const op_context *ctx, uint32_t head_dim,
+                           lightning_tiles out[MOST_TILES])
 {
-    /* Best first: block, slice, subgroups over rows and over columns. */
-    static const uint32_t sizes[][4] = {
-        {64, 64, 4, 2}, {64, 32, 4, 2}, {64, 32, 4, 1}, {32, 64, 2, 2},
-        {32, 32, 2, 2}, {32, 16, 2, 1}, {16, 32, 1, 2}, {16, 16, 1, 1},
-    };
-    /* Small subgroups have few registers: little of the state each. */
-    static const uint32_t small_sizes[][4] = {
-        {32, 32, 4, 4}, {32, 32, 4, 2}, {16, 32, 2, 2}, {16, 16, 2, 2}, {16, 16, 2, 1},
-    };
-    (void)heads;
     const ful_caps *caps = device_caps(ctx->device);
     if (!ctx->half || !op_wide(ctx) || !op_half_usable(ctx->device) || head_dim > LIGHTNING_TABLE ||
         !gpu_module_usable(ctx->device, "lightning_coopmat"))
-        return false;
-    /* Subgroups of 64 hold q and v twice over: some of their compilers spill. */
-    if (caps->matrix_subgroup > 32)
-        return false;
+        return 0;
     uint32_t tile = 0;
     for (uint32_t i = 0; i < caps->matrix_count && tile == 0; i++)
         if (caps->matrix[i].m == caps->matrix[i].n && caps->matrix[i].m == caps->matrix[i].k)
             tile = caps->matrix[i].m;
     if (tile == 0)
-        return false;
+        return 0;
     bool small = caps->matrix_subgroup < 16;
     const uint32_t(*list)[4] = small ? small_sizes : sizes;
     size_t count =
         small ? sizeof(small_sizes) / sizeof(*small_sizes) : sizeof(sizes) / sizeof(*sizes);
+    uint32_t n = 0;
     for (size_t i = 0; i < count; i++) {
         lightning_tiles t = {.tile = tile,
                              .subgroup = caps->matrix_subgroup,
@@ -76,12 +80,42 @@ bool lightning_tiles_choose(const op_context *ctx, uint32_t heads, uint32_t head
                              .slice = list[i][1],
                              .row_subgroups = list[i][2],
                              .column_subgroups = list[i][3]};
-        if (fits(caps, &t, head_dim)) {
-            *out = t;
-            return true;
-        }
+        if (fits(caps, &t, head_dim))
+            out[n++] = t;
     }
-    return false;
+    return n;
+}
+
+static uint32_t code_of(const lightning_tiles *t)
+{
+    return lightning_code(t->block, t->slice, t->row_subgroups, t->column_subgroups);
+}
+
+bool lightning_tiles_choose(const op_context *ctx, uint32_t heads, uint32_t head_dim,
+                            lightning_tiles *out)
+{
+    (void)heads;
+    lightning_tiles list[MOST_TILES];
+    uint32_t n = tiles_list(ctx, head_dim, list);
+    if (n == 0)
+        return false;
+    uint32_t code = device_tuning(ctx->device).lightning;
+    *out = list[0];
+    for (uint32_t i = 1; i < n; i++)
+        if (code_of(&list[i]) == code)
+            *out = list[i];
+    return true;
+}
+
+uint32_t lightning_tiles_codes(const op_context *ctx, uint32_t head_dim, uint32_t *codes,
+                               uint32_t most)
+{
+    lightning_tiles list[MOST_TILES];
+    uint32_t n = tiles_list(ctx, head_dim, list);
+    n = n < most ? n : most;
+    for (uint32_t i = 0; i < n; i++)
+        codes[i] = code_of(&list[i]);
+    return n;
 }
 
 uint32_t op_lightning_blocks(const op_context *ctx, uint32_t rows, uint32_t heads,

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ops/lightning.h"
 #include "ops/tiles.h"
 #include "ops/tune.h"
 
@@ -52,6 +53,8 @@ static void candidates_list(tuner *t, const tuning_field *f)
         for (uint32_t i = 0; i < TUNING_VALUES && f->values[i] != 0; i++)
             if (value_fits(t, f, f->values[i]))
                 codes[n++] = f->values[i];
+    } else if (f->work == TUNING_LIGHTNING) {
+        n = lightning_tiles_codes(&t->bench.ctx, t->bench.sizes.head_dim, codes, CANDIDATES - 1);
     } else {
         n = tiles_candidates(&t->bench.ctx, codes, CANDIDATES - 1);
     }
@@ -122,7 +125,8 @@ static ful_result candidate_check(tuner *t, const tuning_field *f, candidate *c,
     uint64_t count = (uint64_t)work_rows(&t->bench, f) * work_outputs(&t->bench, f->work);
     float *out = first ? t->bench.want : t->bench.got;
     TRY(gpu_range_fill(t->bench.device, gpu_whole(&t->bench.out), POISON));
-    if (f->work == TUNING_ATTENTION) /* rotated in place */
+    /* Rotated in place; the state goes on from what it was. */
+    if (f->work == TUNING_ATTENTION || f->work == TUNING_LIGHTNING)
         TRY(work_inputs(&t->bench, f->work));
     TRY(work_run(c->commands));
     TRY(gpu_range_read(t->bench.device, gpu_whole(&t->bench.out), 0, out, 4 * count));
@@ -187,6 +191,10 @@ static void value_text(const tuning_field *f, uint32_t value, char *text, size_t
 {
     if (value == 0)
         snprintf(text, bytes, "default");
+    else if (f->work == TUNING_LIGHTNING)
+        snprintf(text, bytes, "%u tokens, %u columns, %u x %u subgroups", (unsigned)(value >> 20),
+                 (unsigned)(value >> 8 & 0xfff), (unsigned)(value >> 4 & 0xf),
+                 (unsigned)(value & 0xf));
     else if (f->values[0] == 0)
         snprintf(text, bytes, "%u x %u, %s", (unsigned)(value >> 14 & 0x3fff),
                  (unsigned)(value & 0x3fff),
@@ -295,10 +303,10 @@ static tune_sizes sizes_for(const ful_device *device)
 {
     ful_device_kind kind = ful_device_get_info(device)->kind;
     if (device_is_cpu(device))
-        return (tune_sizes){256, 256, 4, 128, 64, 128, 8, 2, 64, 1024, 0, 5};
+        return (tune_sizes){256, 256, 4, 128, 64, 128, 8, 2, 64, 1024, 256, 0, 5};
     if (kind == FUL_DEVICE_DISCRETE && device_free_bytes(device) >= 4ull << 30)
-        return (tune_sizes){6144, 8192, 8, 6144, 2304, 9216, 64, 8, 128, 16384, 100, 15};
-    return (tune_sizes){2048, 2048, 8, 1024, 1024, 2048, 16, 2, 128, 8192, 100, 9};
+        return (tune_sizes){6144, 8192, 8, 6144, 2304, 9216, 64, 8, 128, 16384, 4096, 100, 15};
+    return (tune_sizes){2048, 2048, 8, 1024, 1024, 2048, 16, 2, 128, 8192, 2048, 100, 9};
 }
 
 ful_result ful_device_tune(ful_device *device, const ful_tune_params *params)

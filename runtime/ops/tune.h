@@ -12,7 +12,7 @@ typedef struct workbench {
     tune_sizes sizes;
     tuning_work work;
     bool ready;
-    gpu_buffer step, rope, x, half, scale, routes;
+    gpu_buffer step, rope, x, half, scale, routes, decay, state;
     gpu_buffer out;
     gpu_buffer scratch;   /* enough for every candidate of the choice */
     gpu_tensor w, w2;     /* dense; w2 back from what w leads to */

@@ -64,7 +64,9 @@ ful_result work_routes(workbench *t, tuning_work work, uint32_t rows)
 
 uint32_t work_rows(const workbench *t, const tuning_field *f)
 {
-    return f->work == TUNING_EXPERTS ? f->rows * t->sizes.experts / TOP_K : f->rows;
+    return f->work == TUNING_EXPERTS     ? f->rows * t->sizes.experts / TOP_K
+           : f->work == TUNING_LIGHTNING ? t->sizes.tokens
+                                         : f->rows;
 }
 
 static uint32_t most_rows(const workbench *t, tuning_work work)
@@ -82,6 +84,7 @@ static uint32_t x_cols(const workbench *t, tuning_work work)
     const tune_sizes *n = &t->sizes;
     return work == TUNING_EXPERTS     ? n->dim
            : work == TUNING_MATVEC    ? (n->cols > n->weight_rows ? n->cols : n->weight_rows)
+           : work == TUNING_LIGHTNING ? 3 * n->heads * n->head_dim
            : work == TUNING_ATTENTION ? (n->heads + 2 * n->kv_heads) * n->head_dim
                                       : n->cols;
 }
@@ -89,10 +92,10 @@ static uint32_t x_cols(const workbench *t, tuning_work work)
 uint32_t work_outputs(const workbench *t, tuning_work work)
 {
     const tune_sizes *n = &t->sizes;
-    return work == TUNING_EXPERTS     ? n->dim
-           : work == TUNING_MATVEC    ? n->weight_rows + 2 * n->cols
-           : work == TUNING_ATTENTION ? n->heads * n->head_dim
-                                      : n->weight_rows;
+    return work == TUNING_EXPERTS                                 ? n->dim
+           : work == TUNING_MATVEC                                ? n->weight_rows + 2 * n->cols
+           : work == TUNING_ATTENTION || work == TUNING_LIGHTNING ? n->heads * n->head_dim
+                                                                  : n->weight_rows;
 }
 
 static ful_result weights_make(workbench *t, uint32_t experts, uint32_t rows, uint32_t cols,
@@ -110,6 +113,30 @@ static ful_result step_allocate(workbench *t)
     TRY(weights_make(t, 1, n->cols, n->weight_rows, &t->w2));
     TRY(weights_make(t, TOP_K, 2 * n->step_width, n->cols, &t->w13));
     return weights_make(t, TOP_K, n->cols, n->step_width, &t->down);
+}
+
+/* Slopes as of a middle layer: some heads forget within a block, some never. */
+static ful_result lightning_allocate(workbench *t)
+{
+    const tune_sizes *n = &t->sizes;
+    const ful_alloc *a = device_alloc(t->device);
+    uint64_t bytes = op_lightning_decay_bytes(t->device, n->heads, n->head_dim);
+    TRY(buffer_make(t, bytes, "decay", &t->decay));
+    TRY(buffer_make(t, 4 * (uint64_t)n->heads * n->head_dim * n->head_dim, "state", &t->state));
+    double *slopes = mem_array(a, n->heads, sizeof(*slopes));
+    void *table = mem_array(a, bytes, 1);
+    ful_result r = FUL_OK;
+    if (slopes != NULL && table != NULL) {
+        for (uint32_t h = 0; h < n->heads; h++)
+            slopes[h] = 0.5 * exp2(-8.0 * (h + 1.0) / n->heads);
+        op_lightning_decay_fill(t->device, n->heads, n->head_dim, slopes, table);
+        r = gpu_range_write(t->device, gpu_whole(&t->decay), 0, table, bytes);
+    } else {
+        r = mem_fail(bytes, "decay factors");
+    }
+    mem_free(a, slopes);
+    mem_free(a, table);
+    return r;
 }
 
 static ful_result work_allocate(workbench *t, tuning_work work)
@@ -135,6 +162,8 @@ static ful_result work_allocate(workbench *t, tuning_work work)
         TRY(op_kv_create(t->device, t->kv.type, n->kv_heads, n->head_dim, n->keys, &t->kv));
         return buffer_make(t, 4 * (uint64_t)n->head_dim, "rope", &t->rope);
     }
+    if (work == TUNING_LIGHTNING)
+        return lightning_allocate(t);
     if (work == TUNING_MATVEC)
         return step_allocate(t);
     if (t->ctx.half) {
@@ -169,6 +198,8 @@ static ful_result record_inputs(workbench *t, tuning_work work)
         return gpu_commands_fill(t->ctx.commands, gpu_whole(&t->rope),
                                  0x3f3504f3u); /* 45 degrees */
     }
+    if (work == TUNING_LIGHTNING)
+        return gpu_commands_fill(t->ctx.commands, gpu_whole(&t->state), 0);
     const gpu_tensor *tensors[] = {&t->w, &t->w2, &t->w13, &t->down};
     for (uint32_t i = 0; i < 4; i++)
         TRY(fill_tensor(&t->ctx, tensors[i], 100 + i));
@@ -193,7 +224,8 @@ ful_result work_inputs(workbench *t, tuning_work work)
 void work_end(workbench *t)
 {
     const ful_alloc *a = device_alloc(t->device);
-    gpu_buffer *buffers[] = {&t->step, &t->rope, &t->x, &t->half, &t->scale, &t->routes, &t->out};
+    gpu_buffer *buffers[] = {&t->step,   &t->rope, &t->x,     &t->half, &t->scale,
+                             &t->routes, &t->out,  &t->decay, &t->state};
     for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++)
         gpu_buffer_destroy(t->device, buffers[i]);
     gpu_tensor_destroy(t->device, &t->w);
@@ -265,6 +297,16 @@ ful_result work_record(workbench *t, const tuning_field *f)
                                                           .kv = &t->kv,
                                                           .out = gpu_whole(&t->out),
                                                           .scratch = scratch});
+    if (f->work == TUNING_LIGHTNING)
+        return op_lightning_prefill(&t->ctx, &(op_lightning_args){.qkv = gpu_whole(&t->x),
+                                                                  .qkv_stride = x_cols(t, f->work),
+                                                                  .heads = n->heads,
+                                                                  .head_dim = n->head_dim,
+                                                                  .rows = rows,
+                                                                  .decay = gpu_whole(&t->decay),
+                                                                  .state = gpu_whole(&t->state),
+                                                                  .out = gpu_whole(&t->out),
+                                                                  .scratch = scratch});
     if (f->work == TUNING_EXPERTS)
         return op_moe(&t->ctx, &(op_moe_args){.x = activation(t, f->work),
                                               .routes = gpu_whole(&t->routes),
@@ -289,6 +331,8 @@ uint64_t work_scratch_bytes(const workbench *t, const tuning_field *f)
     uint32_t rows = work_rows(t, f);
     if (f->work == TUNING_ATTENTION)
         return op_attention_scratch_bytes(&t->ctx, rows, n->heads, n->head_dim, &t->kv);
+    if (f->work == TUNING_LIGHTNING)
+        return op_lightning_scratch_bytes(&t->ctx, rows, n->heads, n->head_dim);
     if (f->work == TUNING_EXPERTS)
         return op_moe_scratch_bytes(&t->ctx, rows, TOP_K, n->experts, n->dim, n->width);
     if (f->work == TUNING_MATVEC)

@@ -18,6 +18,14 @@ static inline uint32_t tile_code(tile_kind kind, uint32_t bm, uint32_t bn)
     return (uint32_t)kind << 28 | bm << 14 | bn;
 }
 
+/* A lightning prefill in blocks of so many tokens, a workgroup for each slice of value columns, of
+ * so many subgroups over rows and over columns; 0 = the rule in lightning_tiles.c. */
+static inline uint32_t lightning_code(uint32_t block, uint32_t slice, uint32_t row_subgroups,
+                                      uint32_t column_subgroups)
+{
+    return block << 20 | slice << 8 | row_subgroups << 4 | column_subgroups;
+}
+
 /* 0: the op's own rule, which knows the classes of devices by what they can do. */
 typedef struct op_tuning {
     uint32_t tile[TUNING_ROWS];       /* tile_code by tuning_rows_class: dense products */
@@ -26,6 +34,7 @@ typedef struct op_tuning {
     uint32_t matvec_loads;            /* 16-byte loads that one of its invocations has under way */
     uint32_t attention_groups; /* decode splits keys until there are so many workgroups ... */
     uint32_t attention_keys;   /* ... each of at least so many keys */
+    uint32_t lightning;        /* lightning_code of the prefill on matrix units */
 } op_tuning;
 
 op_tuning device_tuning(const ful_device *device);
@@ -43,7 +52,8 @@ typedef enum tuning_work {
     TUNING_MATMUL,
     TUNING_EXPERTS,
     TUNING_MATVEC,
-    TUNING_ATTENTION
+    TUNING_ATTENTION,
+    TUNING_LIGHTNING
 } tuning_work;
 
 enum { TUNING_VALUES = 8 };
@@ -52,9 +62,10 @@ enum { TUNING_VALUES = 8 };
 typedef struct tuning_field {
     const char *name; /* for people */
     tuning_work work;
-    uint32_t rows;                  /* of the measurement: those of the class */
-    uint32_t index;                 /* in op_tuning, counted in words */
-    uint32_t values[TUNING_VALUES]; /* that may be chosen, up to the first 0; none: tile_codes */
+    uint32_t rows;  /* of the measurement: those of the class */
+    uint32_t index; /* in op_tuning, counted in words */
+    uint32_t
+        values[TUNING_VALUES]; /* that may be chosen, up to the first 0; none: codes as above */
 } tuning_field;
 const tuning_field *tuning_fields(uint32_t *count);
 /* The member's value, and a new one that takes effect at once. */
@@ -66,7 +77,7 @@ typedef struct tune_sizes {
     uint32_t cols, weight_rows;
     uint32_t experts, dim, width;
     uint32_t step_width; /* of the experts of one token */
-    uint32_t heads, kv_heads, head_dim, keys;
+    uint32_t heads, kv_heads, head_dim, keys, tokens;
     uint32_t warm_ms, rounds; /* before, and measurements of, a choice */
 } tune_sizes;
 /* ful_device_tune with sizes, and kernels for the shape, of the caller's. */

@@ -76,6 +76,7 @@ static const tune_sizes small = {.cols = 256,
                                  .kv_heads = 2,
                                  .head_dim = 64,
                                  .keys = 512,
+                                 .tokens = 200,
                                  .rounds = 3};
 
 static ful_result tune_small(ful_device *d, trials *s, const char *only)
