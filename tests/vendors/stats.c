@@ -486,7 +486,7 @@ static bool check_alone(const table *t, const row *r, bool known)
 {
     int before = failures;
     const char *module = strchr(r->key, ' ') + 1;
-    if (r->spills > 0)
+    if (r->spills > 0 && strncmp(module, "plain_gemm ", 11) != 0)
         failed(r, "spills", 0, r->spills);
     const row *plain = plain_for(t, r);
     if (is_hot(module) && plain && r->occupancy * 2 < plain->occupancy)
