@@ -443,6 +443,7 @@ static bool route_check(bench_case *c)
 
 const bench_kind bench_kinds[] = {
     {"lightning prefill", bench_lightning_make, bench_lightning_check, false},
+    {"lightning halves", bench_halves_make, bench_halves_check, false},
     {"lightning decode", bench_lightning_step_make, bench_lightning_step_check, true},
     {"attention prefill", bench_attention_make, bench_attention_check, false},
     {"attention decode", bench_attention_make, bench_attention_check, true},

@@ -8,17 +8,17 @@
 /* ---- lightning attention ---- */
 
 /* Slopes of head h of n in the first layer, as the published code has them (n a power of two). */
-static double slope_of(uint32_t h, uint32_t n)
+double bench_slope(uint32_t h, uint32_t n)
 {
     return exp2(-8.0 * (h + 1) / n);
 }
 
-static bool decay_make(bench_case *c, uint32_t slot)
+bool bench_decay_make(bench_case *c, uint32_t slot)
 {
     const bench_shape *s = c->shape;
     double *slopes = malloc(sizeof *slopes * s->heads);
     for (uint32_t h = 0; slopes && h < s->heads; h++)
-        slopes[h] = slope_of(h, s->heads);
+        slopes[h] = bench_slope(h, s->heads);
     bool good = slopes && ful_lightning_decay(&c->buffers[slot], c->device, s->heads, s->head_dim,
                                               slopes) == FUL_OK;
     free(slopes);
@@ -27,7 +27,7 @@ static bool decay_make(bench_case *c, uint32_t slot)
 
 enum { QKV, OUT, DECAY, STATE };
 
-static bool lightning_buffers(bench_case *c, uint32_t rows, uint32_t states)
+static bool lightning_buffers(bench_case *c, uint32_t rows, uint32_t states, double deviation)
 {
     const bench_shape *s = c->shape;
     uint64_t inner = (uint64_t)s->heads * s->head_dim, state = inner * s->head_dim * states;
@@ -35,15 +35,15 @@ static bool lightning_buffers(bench_case *c, uint32_t rows, uint32_t states)
     if (!bench_fits(c, 24.0 * rows * (double)inner + 4.0 * (double)state))
         return false;
     return bench_buffer_make(c, QKV, 3 * inner * rows, 0.0, 0.5) &&
-           bench_out_make(c, OUT, inner * rows) && decay_make(c, DECAY) &&
-           bench_buffer_make(c, STATE, state, 0.0, 0.0);
+           bench_out_make(c, OUT, inner * rows) && bench_decay_make(c, DECAY) &&
+           bench_buffer_make(c, STATE, state, 0.0, deviation);
 }
 
 bool bench_lightning_make(bench_case *c)
 {
     const bench_shape *s = c->shape;
     double inner = (double)s->heads * s->head_dim;
-    if (!lightning_buffers(c, c->rows, 1))
+    if (!lightning_buffers(c, c->rows, 1, 0.0))
         return false;
     ful_lightning_args a = {.qkv = {c->buffers[QKV], 0, 0},
                             .heads = s->heads,
@@ -75,7 +75,7 @@ bool bench_lightning_check(bench_case *c)
                bench_read_floats(c->out, (uint64_t)t0 * (row / 3), (uint64_t)m * (row / 3), out);
         for (uint32_t i = 0; good && i < HEADS; i++) {
             uint32_t h = bench_sample(i, HEADS, s->heads);
-            double fade = exp(-slope_of(h, s->heads));
+            double fade = exp(-bench_slope(h, s->heads));
             for (uint32_t t = 0; t < m; t++) {
                 const float *q = qkv + (size_t)t * row + (size_t)h * 3 * n, *k = q + n, *v = k + n;
                 for (uint32_t j = 0; j < COLUMNS; j++) {
@@ -116,16 +116,12 @@ bool bench_lightning_step_make(bench_case *c)
 {
     const bench_shape *s = c->shape;
     double inner = (double)s->heads * s->head_dim;
-    if (c->rows > 1) {
-        c->skip = "the op takes one sequence";
-        return false;
-    }
-    if (!lightning_buffers(c, c->rows, c->rows))
+    if (!lightning_buffers(c, c->rows, c->rows, 1.0))
         return false;
     ful_lightning_args a = {.qkv = {c->buffers[QKV], 0, 0},
                             .heads = s->heads,
                             .head_dim = s->head_dim,
-
+                            .sequences = c->rows,
                             .decay = {c->buffers[DECAY], 0, 0},
                             .state = {c->buffers[STATE], 0, 0},
                             .out = {c->out, 0, 0}};
@@ -135,38 +131,49 @@ bool bench_lightning_step_make(bench_case *c)
     return ful_op_lightning_decode(c->stream, &a) == FUL_OK;
 }
 
-/* From a state of zeros: o = q (k^T v) = (q . k) v, and the state is k^T v. */
+/* One step of the recurrence in double, of some sequences. The states before it are random numbers
+ * that restoring makes again. */
 bool bench_lightning_step_check(bench_case *c)
 {
+    enum { SEQUENCES = 3, HEADS = 3 };
     const bench_shape *s = c->shape;
-    uint32_t n = s->head_dim, inner = s->heads * n;
+    uint32_t n = s->head_dim, inner = s->heads * n, pairs = SEQUENCES * HEADS;
+    size_t floats = (size_t)n * n;
     bench_deviation d = {0};
     float *qkv = malloc(12 * (size_t)inner), *out = malloc(4 * (size_t)inner),
-          *state = malloc(4 * (size_t)n * n);
-    bool good = qkv && out && state;
-    for (uint32_t i = 0; good && i < 3 && i < c->rows; i++) {
-        uint32_t r = bench_sample(i, 3, c->rows);
-        good =
-            bench_read_floats(c->buffers[QKV], (uint64_t)r * 3 * inner, 3 * (uint64_t)inner, qkv) &&
-            bench_read_floats(c->out, (uint64_t)r * inner, inner, out);
-        for (uint32_t h = 0; good && h < s->heads; h++) {
-            const float *q = qkv + (size_t)h * 3 * n, *k = q + n, *v = k + n;
-            double sum = 0.0;
-            for (uint32_t x = 0; x < n; x++)
-                sum += (double)q[x] * k[x];
-            for (uint32_t x = 0; x < n; x++)
-                bench_deviate(&d, out[(size_t)h * n + x], sum * v[x]);
+          *before = malloc(4 * floats), *after = malloc(4 * floats * pairs);
+    bool good = qkv && out && before && after;
+    uint32_t sequences[SEQUENCES * HEADS], heads[SEQUENCES * HEADS];
+    for (uint32_t i = 0; good && i < pairs; i++) {
+        sequences[i] = bench_sample(i / HEADS, SEQUENCES, c->rows);
+        heads[i] = bench_sample(i % HEADS, HEADS, s->heads);
+        good = bench_read_floats(c->buffers[STATE],
+                                 ((uint64_t)sequences[i] * s->heads + heads[i]) * floats, floats,
+                                 after + i * floats);
+    }
+    good = good && bench_case_restore(c);
+    for (uint32_t i = 0; good && i < pairs; i++) {
+        uint64_t r = sequences[i];
+        uint32_t h = heads[i];
+        good = bench_read_floats(c->buffers[STATE], (r * s->heads + h) * floats, floats, before) &&
+               bench_read_floats(c->buffers[QKV], r * 3 * inner, 3 * (uint64_t)inner, qkv) &&
+               bench_read_floats(c->out, r * inner, inner, out);
+        const float *q = qkv + (size_t)h * 3 * n, *k = q + n, *v = k + n;
+        double fade = exp(-bench_slope(h, s->heads));
+        for (uint32_t y = 0; good && y < n; y++) {
+            double o = 0.0;
+            for (uint32_t x = 0; x < n; x++) {
+                double S = fade * before[x * n + y] + (double)k[x] * v[y];
+                bench_deviate(&d, after[i * floats + x * n + y], S);
+                o += q[x] * S;
+            }
+            bench_deviate(&d, out[(size_t)h * n + y], o);
         }
-        uint32_t last = s->heads - 1;
-        good = good && bench_read_floats(c->buffers[STATE], ((uint64_t)r * s->heads + last) * n * n,
-                                         (uint64_t)n * n, state);
-        const float *k = qkv + (size_t)last * 3 * n + n, *v = k + n;
-        for (uint32_t x = 0; good && x < n * n; x++)
-            bench_deviate(&d, state[x], (double)k[x / n] * v[x % n]);
     }
     free(qkv);
     free(out);
-    free(state);
+    free(before);
+    free(after);
     c->error = bench_deviation_of(&d);
     c->limit = 1e-5;
     return good;

@@ -88,6 +88,13 @@ bool bench_lightning_step_check(bench_case *c);
 bool bench_attention_make(bench_case *c);
 bool bench_attention_check(bench_case *c);
 
+double bench_slope(uint32_t head, uint32_t heads);
+bool bench_decay_make(bench_case *c, uint32_t slot);
+
+/* bench_halves.c */
+bool bench_halves_make(bench_case *c);
+bool bench_halves_check(bench_case *c);
+
 /* bench_small.c */
 bool bench_gated_make(bench_case *c);
 bool bench_gated_check(bench_case *c);

@@ -20,7 +20,7 @@ static void print_trial(printer *p, const ful_tune_trial *t)
         p->default_us = t->us;
     }
     p->choice = t->choice;
-    printf("  %c %-24s ", t->chosen ? '*' : ' ', t->value);
+    printf("  %c %-36s ", t->chosen ? '*' : ' ', t->value);
     if (t->wrong)
         printf("FAILED: %s\n", t->wrong);
     else
