@@ -34,10 +34,11 @@ typedef struct ful_tune_params {
     (&(ful_tune_params){.struct_size = sizeof(ful_tune_params), __VA_ARGS__})
 
 /* Measures the candidates of every choice that the device has, takes those that are at least 3 %
- * faster than the default and give the same results, and keeps them beside the pipeline cache for
- * devices opened later with this driver, this build of the library and the same capabilities. Takes
- * some ten seconds and up to 2 GiB of device memory on a GPU. Nothing of the device may exist while
- * it runs: no model, session, stream or buffer. On devices without choices it does nothing.
+ * faster than the default, at their best too, and give the same results, and keeps them beside the
+ * pipeline cache for devices opened later with this driver, this build of the library and the same
+ * capabilities. Takes some ten seconds and up to 2 GiB of device memory on a GPU. Nothing of the
+ * device may exist while it runs: no model, session, stream or buffer. On devices without choices
+ * it does nothing.
  *
  * Errors: FUL_ERR_DEVICE_MEMORY, FUL_ERR_DEVICE_LOST, FUL_ERR_CANCELLED; FUL_ERR_IO if the choices
  * hold but could not be kept. */

@@ -1,6 +1,6 @@
 #include <math.h>
 
-#include "ops/op.h"
+#include "ops/tuning.h"
 
 enum { MAX_HEAD_DIM = 256, MAX_SPLITS = 64, ROPE_LANES = 32, MERGE_LANES = 32, MAX_GROUPS = 65535 };
 
@@ -139,13 +139,21 @@ static uint32_t choose_parts(uint32_t lanes, uint32_t rows, uint32_t head_dim)
     return parts;
 }
 
-static uint32_t choose_splits(bool wide, uint64_t workgroups, uint32_t capacity)
+/* Tuning speaks of decode only: one tile of rows a head. */
+static uint32_t choose_splits(const op_context *ctx, uint64_t tiles, uint32_t kv_heads,
+                              uint32_t capacity)
 {
-    uint64_t wanted = wide ? 256 : 8, keys = wide ? 128 : 256;
+    op_tuning tuning = {.attention_groups = 0};
+    if (tiles == 1)
+        tuning = device_tuning(ctx->device);
+    bool wide = op_wide(ctx);
+    uint64_t wanted = tuned_or(tuning.attention_groups, wide ? 256 : 8);
+    uint64_t keys = tuned_or(tuning.attention_keys, wide ? 128 : 256);
+    uint64_t workgroups = tiles * kv_heads;
     uint64_t splits = wanted / (workgroups < wanted ? workgroups : wanted);
     uint64_t most = (capacity + keys - 1) / keys;
     splits = splits < most ? splits : most;
-    return (uint32_t)(splits < MAX_SPLITS ? splits : MAX_SPLITS);
+    return splits < MAX_SPLITS ? (uint32_t)splits : MAX_SPLITS;
 }
 
 /* Keys one dispatch may visit so that it stays in the order of 100 ms on a slow device of its kind.
@@ -176,7 +184,7 @@ static plan plan_make(const op_context *ctx, uint32_t rows, uint32_t heads, uint
     }
     p.tile_rows = p.lanes / p.parts;
     uint64_t tiles = (pairs + p.tile_rows - 1) / p.tile_rows;
-    p.splits = choose_splits(wide, tiles * kv->kv_heads, kv->capacity_tokens);
+    p.splits = choose_splits(ctx, tiles, kv->kv_heads, kv->capacity_tokens);
     uint32_t step = token_step(op_kv_bytes(kv->type, kv->kv_heads, kv->head_dim, 1));
     uint64_t keys = keys_per_dispatch(ctx, rows, heads, head_dim);
     keys -= keys % step;

@@ -239,7 +239,8 @@ static ful_result choose(tuner *t, const tuning_field *f)
     TRY(measure(t));
     for (uint32_t i = 1; i < t->count; i++)
         if (t->list[i].wrong[0] == 0 && t->list[i].median < t->list[best].median &&
-            t->list[i].median < GAIN * t->list[0].median)
+            t->list[i].median < GAIN * t->list[0].median &&
+            t->list[i].least < t->list[0].least) /* neighbours disturb medians */
             best = i;
     tuning_set(t->bench.device, f, t->list[best].value);
     return report(t, f, best);
