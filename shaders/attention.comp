@@ -45,6 +45,7 @@ layout(push_constant) uniform Push {
     uint token_count; // of the window
     uint splits;
     float scale;      // log2(e) / sqrt(D)
+    uint split_keys;  // fewest of a split
 } push;
 
 const uint ROWS = WG / DSPLIT;
@@ -85,7 +86,7 @@ void main()
     // Keys of the tile, of the split's share of them, and of this window's part of that.
     uint position = step.position + push.row_base;
     uint tile_keys = position + (min(first_pair + ROWS, pairs) - 1) / GROUP + 1;
-    uint per_split = (tile_keys + push.splits - 1) / push.splits;
+    uint per_split = max((tile_keys + push.splits - 1) / push.splits, push.split_keys);
     uint share_begin = split * per_split, share_end = min(share_begin + per_split, tile_keys);
     uint begin = max(share_begin, push.first_token);
     uint end = min(share_end, push.first_token + push.token_count);

@@ -6,7 +6,9 @@
 // qkv   [rows][qkv_stride] f32: q heads, then k heads, then v heads, D each
 // rope  [rows][R/2] {cos, sin}
 // cache [window tokens][KV_WORDS]: [2 (k, v)][kv heads][D] as f32, or KV_F16: as halves, then the
-//       scales [2][kv heads] that undo the power of two each row was multiplied by
+//       scales [2][kv heads] that undo the power of two each row was multiplied by; 0 for a row of
+//       zeros. A row that is not finite is zeros with a scale of NaN, so that no product with a
+//       weight of zero brings NaN to rows that do not see it.
 //
 // Workgroup = one head of one row. KV_F16 reduces the row's largest magnitude across the workgroup.
 #version 450
@@ -86,13 +88,14 @@ void main()
     for (uint n = 0; n < WG; n++)
         high = max(high, high_of[n]);
     float multiplier = half_multiplier(high);
+    bool finite = row_is_finite(high);
     for (uint w = lane; w < D / 2; w += WG) {
         vec2 x = is_key ? vec2(rotated(at, turn_at, 2 * w), rotated(at, turn_at, 2 * w + 1))
                         : vec2(qkv[at + 2 * w], qkv[at + 2 * w + 1]);
-        cache[to + slot * (D / 2) + w] = packHalf2x16(x * multiplier);
+        cache[to + slot * (D / 2) + w] = finite ? packHalf2x16(x * multiplier) : 0;
     }
     if (lane == 0)
-        cache[to + KV_HEADS * D + slot] = floatBitsToUint(half_row_scale(high));
+        cache[to + KV_HEADS * D + slot] = high == 0 ? 0 : floatBitsToUint(half_row_scale(high));
 #else
     for (uint d = lane; d < D; d += WG)
         cache[to + slot * D + d] =

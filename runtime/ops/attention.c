@@ -2,7 +2,13 @@
 
 #include "ops/tuning.h"
 
-enum { MAX_HEAD_DIM = 256, MAX_SPLITS = 64, ROPE_LANES = 32, MERGE_LANES = 32, MAX_GROUPS = 65535 };
+enum {
+    MAX_HEAD_DIM = 256,
+    MAX_SPLITS = 128,
+    ROPE_LANES = 32,
+    MERGE_LANES = 128,
+    MAX_GROUPS = 65535
+};
 
 typedef struct rope_push {
     uint32_t row_base, row_cap, qkv_stride, first_token, token_count, head_base;
@@ -12,13 +18,14 @@ _Static_assert(sizeof(rope_push) == 24, "as in rope_append.comp");
 typedef struct attention_push {
     uint32_t row_base, row_cap, qkv_stride4, out_stride4, first_token, token_count, splits;
     float scale;
+    uint32_t split_keys;
 } attention_push;
-_Static_assert(sizeof(attention_push) == 32, "as in attention.comp");
+_Static_assert(sizeof(attention_push) == 36, "as in attention.comp and attention_coopmat.comp");
 
 typedef struct merge_push {
-    uint32_t row_base, row_cap, out_stride4, splits;
+    uint32_t row_base, row_cap, out_stride4, splits, split_keys;
 } merge_push;
-_Static_assert(sizeof(merge_push) == 16, "as in attention_merge.comp");
+_Static_assert(sizeof(merge_push) == 20, "as in attention_merge.comp");
 
 /* ---- the cache ---- */
 
@@ -122,10 +129,11 @@ void op_rope_table(uint32_t first_position, uint32_t rows, uint32_t rotary_dim, 
 /* How the work is spread; a function of what is known when commands are recorded, so that the size
  * of scratch and the dispatches agree. */
 typedef struct plan {
-    uint32_t lanes, parts, tile_rows, key_block; /* tile_rows = lanes / parts */
-    uint32_t splits;
-    uint32_t pass_tokens; /* keys one dispatch visits at most; divides windows */
-    bool carries;         /* sums go from dispatch to dispatch */
+    ful_matrix_shape matrix;                     /* of the matrix units; m = 0: not used */
+    uint32_t lanes, parts, tile_rows, key_block; /* plain: tile_rows = lanes / parts */
+    uint32_t splits, split_keys; /* at most so many parts of at least so many keys */
+    uint32_t pass_tokens;        /* keys one dispatch visits at most; divides windows */
+    bool carries;                /* sums go from dispatch to dispatch */
 } plan;
 
 /* Invocations that share a row: about 32 elements each, and more where few rows would leave lanes
@@ -139,17 +147,10 @@ static uint32_t choose_parts(uint32_t lanes, uint32_t rows, uint32_t head_dim)
     return parts;
 }
 
-/* Tuning speaks of decode only: one tile of rows a head. */
-static uint32_t choose_splits(const op_context *ctx, uint64_t tiles, uint32_t kv_heads,
+/* Parts of at least `keys` keys, so that there are about `wanted` workgroups. */
+static uint32_t choose_splits(uint64_t wanted, uint64_t workgroups, uint64_t keys,
                               uint32_t capacity)
 {
-    op_tuning tuning = {.attention_groups = 0};
-    if (tiles == 1)
-        tuning = device_tuning(ctx->device);
-    bool wide = op_wide(ctx);
-    uint64_t wanted = tuned_or(tuning.attention_groups, wide ? 256 : 8);
-    uint64_t keys = tuned_or(tuning.attention_keys, wide ? 128 : 256);
-    uint64_t workgroups = tiles * kv_heads;
     uint64_t splits = wanted / (workgroups < wanted ? workgroups : wanted);
     uint64_t most = (capacity + keys - 1) / keys;
     splits = splits < most ? splits : most;
@@ -159,34 +160,95 @@ static uint32_t choose_splits(const op_context *ctx, uint64_t tiles, uint32_t kv
 /* Keys one dispatch may visit so that it stays in the order of 100 ms on a slow device of its kind.
  * CPU devices have no watchdog. */
 static uint64_t keys_per_dispatch(const op_context *ctx, uint32_t rows, uint32_t heads,
-                                  uint32_t head_dim)
+                                  uint32_t head_dim, bool matrix)
 {
     ful_device_kind kind = ful_device_get_info(ctx->device)->kind;
     if (kind == FUL_DEVICE_CPU)
         return UINT32_MAX;
     double flops = kind == FUL_DEVICE_DISCRETE ? 2e11 : 2e10;
-    double keys = flops / (4.0 * rows * heads * head_dim);
+    double keys = (matrix ? 10 : 1) * flops / (4.0 * rows * heads * head_dim);
     return keys < 256 ? 256 : keys > UINT32_MAX ? UINT32_MAX : (uint64_t)keys;
+}
+
+/* Shared memory of attention_coopmat.comp. */
+static uint64_t matrix_shared_bytes(const plan *p, uint32_t subgroups, uint32_t head_dim)
+{
+    uint64_t m = p->matrix.m, n = p->matrix.n, k = p->matrix.k;
+    uint64_t tiles = 2 * p->key_block * (head_dim / 8 + 1ull), weights = m * (2 * k / 8 + 1),
+             sums = m * n / 4;
+    return 16 * (tiles + subgroups * (weights > sums ? weights : sums)) +
+           4 * (3ull * p->key_block + n + subgroups * m);
+}
+
+/* Matrix units where the device and the cache have halves for them: up to eight subgroups, each
+ * with a tile of queries, share tiles of keys. */
+static bool plan_matrix(const op_context *ctx, uint64_t pairs, uint32_t head_dim, const op_kv *kv,
+                        plan *p)
+{
+    const ful_caps *caps = device_caps(ctx->device);
+    if (kv->type != FUL_TYPE_F16 || !op_wide(ctx) || caps->matrix_count == 0 ||
+        !(caps->features & FUL_FEATURE_FP16) || !(caps->features & FUL_FEATURE_SUBGROUP))
+        return false;
+    p->matrix = caps->matrix[0];
+    if (head_dim % p->matrix.n != 0 || head_dim % p->matrix.k != 0)
+        return false;
+    uint32_t lanes = caps->matrix_subgroup, most = 8;
+    while (most > 1 && most * lanes > caps->workgroup_invocations)
+        most /= 2;
+    uint32_t wanted = most;
+    while (wanted > 1 && wanted / 2 * p->matrix.m >= pairs)
+        wanted /= 2;
+    /* Small tiles on CPU devices, which are there for tests: all loops over a tile are unrolled,
+     * and their compilers are slow. */
+    p->key_block = device_is_cpu(ctx->device) ? 2 * p->matrix.k : wanted > 1 ? 64 : 32;
+    for (; p->key_block >= 2 * p->matrix.k; p->key_block /= 2) {
+        uint32_t subgroups = wanted;
+        while (subgroups > 1 && (matrix_shared_bytes(p, subgroups, head_dim) > caps->shared_bytes ||
+                                 subgroups * p->matrix.m > 2 * p->key_block))
+            subgroups /= 2;
+        /* A tile passes through the registers of the workgroup: 16 bytes x 16 of an invocation. */
+        while (subgroups < most && p->key_block * head_dim / 8 > subgroups * lanes * 16)
+            subgroups *= 2;
+        if (matrix_shared_bytes(p, subgroups, head_dim) <= caps->shared_bytes &&
+            subgroups * p->matrix.m <= 2 * p->key_block) {
+            p->lanes = subgroups * lanes;
+            p->tile_rows = subgroups * p->matrix.m;
+            return p->lanes <= caps->workgroup_invocations;
+        }
+    }
+    return false;
 }
 
 static plan plan_make(const op_context *ctx, uint32_t rows, uint32_t heads, uint32_t head_dim,
                       const op_kv *kv)
 {
     bool wide = op_wide(ctx);
-    uint64_t pairs = (uint64_t)rows * (heads / kv->kv_heads);
-    plan p = {.lanes = 8, .parts = 1, .key_block = 16};
-    if (wide) {
-        p.lanes = 128;
-        p.parts = choose_parts(p.lanes, pairs < p.lanes ? (uint32_t)pairs : p.lanes, head_dim);
+    uint64_t pairs = (uint64_t)rows * (heads / kv->kv_heads), wanted = wide ? 256 : 8;
+    plan p = {.split_keys = wide ? 64 : 256};
+    if (plan_matrix(ctx, pairs, head_dim, kv, &p)) {
+        if (pairs <= p.matrix.m)
+            wanted = 1024; /* of one subgroup each */
     } else {
-        uint32_t lanes = device_caps(ctx->device)->subgroup_size;
-        p.lanes = lanes > 8 && lanes <= 64 ? lanes : 8;
+        p = (plan){.lanes = 8, .parts = 1, .key_block = 16, .split_keys = p.split_keys};
+        if (wide) {
+            p.lanes = 128;
+            p.parts = choose_parts(p.lanes, pairs < p.lanes ? (uint32_t)pairs : p.lanes, head_dim);
+        } else {
+            uint32_t lanes = device_caps(ctx->device)->subgroup_size;
+            p.lanes = lanes > 8 && lanes <= 64 ? lanes : 8;
+        }
+        p.tile_rows = p.lanes / p.parts;
     }
-    p.tile_rows = p.lanes / p.parts;
     uint64_t tiles = (pairs + p.tile_rows - 1) / p.tile_rows;
-    p.splits = choose_splits(ctx, tiles, kv->kv_heads, kv->capacity_tokens);
+    /* Tuning speaks of decode only: one tile of rows a head. */
+    if (tiles == 1) {
+        op_tuning tuning = device_tuning(ctx->device);
+        wanted = tuned_or(tuning.attention_groups, (uint32_t)wanted);
+        p.split_keys = tuned_or(tuning.attention_keys, p.split_keys);
+    }
+    p.splits = choose_splits(wanted, tiles * kv->kv_heads, p.split_keys, kv->capacity_tokens);
     uint32_t step = token_step(op_kv_bytes(kv->type, kv->kv_heads, kv->head_dim, 1));
-    uint64_t keys = keys_per_dispatch(ctx, rows, heads, head_dim);
+    uint64_t keys = keys_per_dispatch(ctx, rows, heads, head_dim, p.matrix.m != 0);
     keys -= keys % step;
     p.pass_tokens = keys < kv->window_tokens ? (uint32_t)keys : kv->window_tokens;
     p.carries = p.splits > 1 || kv->window_count > 1 || p.pass_tokens < kv->window_tokens;
@@ -253,23 +315,37 @@ static ful_result attention_pipelines(attention *t)
         .spec_count = 6,
         .spec = {rope_lanes, a->head_dim, a->rotary_dim, a->heads, kv->kv_heads, t->words}};
     TRY(gpu_pipeline_get(t->ctx->device, &rope, &t->rope));
-    gpu_pipeline_desc attend = {.module = half ? "attention_f16" : "attention",
+    const plan *p = &t->plan;
+    gpu_pipeline_desc attend = {
+        .module = half ? "attention_f16" : "attention",
+        .buffer_count = 4,
+        .uniform = true,
+        .push_bytes = sizeof(attention_push),
+        .spec_count = 7,
+        .spec = {p->lanes, a->head_dim, p->parts, p->key_block, a->heads, kv->kv_heads, t->words}};
+    gpu_pipeline_desc matrix = {.module = "attention_coopmat",
                                 .buffer_count = 4,
                                 .uniform = true,
                                 .push_bytes = sizeof(attention_push),
-                                .spec_count = 7,
-                                .spec = {t->plan.lanes, a->head_dim, t->plan.parts,
-                                         t->plan.key_block, a->heads, kv->kv_heads, t->words}};
-    TRY(gpu_pipeline_get(t->ctx->device, &attend, &t->attend));
-    if (t->plan.splits == 1)
+                                .spec_count = 10,
+                                .spec = {p->lanes, device_caps(t->ctx->device)->matrix_subgroup,
+                                         p->matrix.m, p->matrix.n, p->matrix.k, a->head_dim,
+                                         p->key_block, a->heads, kv->kv_heads, t->words}};
+    TRY(gpu_pipeline_get(t->ctx->device, p->matrix.m != 0 ? &matrix : &attend, &t->attend));
+    if (p->splits == 1)
         return FUL_OK;
-    gpu_pipeline_desc merge = {.module = "attention_merge",
-                               .buffer_count = 2,
-                               .uniform = true,
-                               .push_bytes = sizeof(merge_push),
-                               .spec_count = 5,
-                               .spec = {op_wide(t->ctx) ? MERGE_LANES : t->plan.lanes, a->head_dim,
-                                        t->plan.tile_rows, a->heads, kv->kv_heads}};
+    uint32_t parts = 1, lanes = p->lanes;
+    if (op_wide(t->ctx)) {
+        parts = MERGE_LANES / (a->head_dim / 4);
+        lanes = parts * (a->head_dim / 4);
+    }
+    gpu_pipeline_desc merge = {
+        .module = "attention_merge",
+        .buffer_count = 2,
+        .uniform = true,
+        .push_bytes = sizeof(merge_push),
+        .spec_count = 6,
+        .spec = {lanes, a->head_dim, p->tile_rows, a->heads, kv->kv_heads, parts}};
     return gpu_pipeline_get(t->ctx->device, &merge, &t->merge);
 }
 
@@ -354,7 +430,8 @@ static ful_result record_pass(const attention *t, uint32_t row0, uint32_t rows, 
     uint64_t token_bytes = (uint64_t)t->words * sizeof(uint32_t);
     uint32_t pairs = rows * (a->heads / kv->kv_heads);
     double work = (double)rows * a->heads * (double)tokens * a->head_dim;
-    double loads = (double)((pairs + p->tile_rows - 1) / p->tile_rows);
+    uint32_t tiles = (pairs + p->tile_rows - 1) / p->tile_rows;
+    double loads = (double)tiles;
     attention_push push = {.row_base = row0,
                            .row_cap = rows,
                            .qkv_stride4 = a->qkv_stride / 4,
@@ -362,7 +439,8 @@ static ful_result record_pass(const attention *t, uint32_t row0, uint32_t rows, 
                            .first_token = w * kv->window_tokens + first,
                            .token_count = tokens,
                            .splits = p->splits,
-                           .scale = (float)(1.4426950408889634 / sqrt((double)a->head_dim))};
+                           .scale = (float)(1.4426950408889634 / sqrt((double)a->head_dim)),
+                           .split_keys = p->split_keys};
     gpu_dispatch d = {
         .pipeline = t->attend,
         .buffers = {gpu_part(a->qkv, row0 * row_bytes, rows * row_bytes),
@@ -373,7 +451,8 @@ static ful_result record_pass(const attention *t, uint32_t row0, uint32_t rows, 
         .updates = 1u << 2,
         .uniform = t->ctx->step,
         .push = &push,
-        .groups = {(pairs + p->tile_rows - 1) / p->tile_rows, kv->kv_heads, p->splits},
+        .groups = {p->matrix.m != 0 ? kv->kv_heads : tiles, p->matrix.m != 0 ? tiles : kv->kv_heads,
+                   p->splits},
         .cost = {.bytes = (double)tokens * (double)token_bytes * (loads < 4 ? loads : 4),
                  .flops = 4 * work},
         .label = "attention",
@@ -386,7 +465,7 @@ static ful_result record_merge(const attention *t, uint32_t row0, uint32_t rows)
     const op_attention_args *a = t->args;
     uint64_t out_bytes = (uint64_t)a->heads * a->head_dim * sizeof(float);
     uint64_t carry_bytes = rows * carry_bytes_per_row(&t->plan, a->heads, a->head_dim);
-    merge_push push = {row0, rows, a->heads * a->head_dim / 4, t->plan.splits};
+    merge_push push = {row0, rows, a->heads * a->head_dim / 4, t->plan.splits, t->plan.split_keys};
     gpu_dispatch d = {.pipeline = t->merge,
                       .buffers = {gpu_part(a->scratch, 0, carry_bytes),
                                   gpu_part(a->out, row0 * out_bytes, rows * out_bytes)},
