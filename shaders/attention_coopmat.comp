@@ -18,8 +18,9 @@
 //    leaving that out where no score rises would need matrices that are changed in a branch, which two
 //    compilers got wrong.
 //  - A weight goes to the matrix unit times its value's scale. To keep that a half, weights carry the
-//    factor 2^(7 - unit), unit being the largest exponent of a value's scale so far (at most 40; it
-//    cancels in o / l). Tiles whose scales span more than 2^16 go through once for each 2^17.
+//    factor 2^(15 - unit), unit being the largest exponent of a value's scale so far (it cancels in
+//    o / l). So values below 2^-28 of the largest in the tiles so far lose precision. To visit tiles of
+//    wider range several times would need a loop around matrices, in which a driver hung.
 #version 450
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_cooperative_matrix : require
@@ -126,38 +127,15 @@ void stage(bool keys)
     }
 }
 
-float pow2(int e)
+// The largest exponent of the scale of a value that is finite and not zero; -127: there is none.
+int highest_scale()
 {
-    return uintBitsToFloat(uint(clamp(e, -126, 127) + 127) << 23);
-}
-
-// The largest exponent of a value's scale that is not above `most`; the lowest of all.
-int highest_scale(int most)
-{
-    uint bits = 0;
+    uint high = 0;
     for (uint k = gl_SubgroupInvocationID; k < BC; k += SG) {
-        uint b = floatBitsToUint(value_scale[k]);
-        bits = max(bits, int(b >> 23) - 127 <= most ? b : 0);
+        uint bits = floatBitsToUint(value_scale[k]);
+        high = max(high, bits < INF_BITS ? bits : 0);
     }
-    return int(subgroupMax(bits) >> 23) - 127;
-}
-
-int lowest_scale()
-{
-    uint bits = INF_BITS;
-    for (uint k = gl_SubgroupInvocationID; k < BC; k += SG) {
-        uint b = floatBitsToUint(value_scale[k]);
-        bits = min(bits, b == 0 ? INF_BITS : b);
-    }
-    return int(subgroupMin(bits) >> 23) - 127;
-}
-
-// A scale whose exponent is among the 17 up to `pass`; else 0. Those that are not finite belong to
-// the first pass.
-float scale_in_pass(float scale, int pass, bool first)
-{
-    int e = int(floatBitsToUint(scale) >> 23) - 127;
-    return (e <= pass && e > pass - 17) || (first && e == 128) ? scale : 0.0;
+    return int(subgroupMax(high) >> 23) - 127;
 }
 
 void main()
@@ -231,7 +209,7 @@ void main()
     fetch(begin - push.first_token, window_end, KV_HEADS + kv_head);
     barrier();
     coopMatLoad(relative, row_value, row_at, 0, gl_CooperativeMatrixLayoutColumnMajor);
-    int unit = -40;
+    int unit = -88;
     if (fresh) {
         [[unroll]] for (uint n = 0; n < D / NN; n++)
             o[n] = SUM(0.0);
@@ -303,8 +281,7 @@ void main()
         if (key0 + BC < end)
             fetch(next_token, window_end, kv_head);
 
-        int scale_top = highest_scale(127), scale_low = lowest_scale();
-        int new_unit = max(unit, min(scale_top, 40));
+        int new_unit = max(unit, highest_scale());
         {
             bool start = fresh && key0 == begin;
             coopMatStore(high, scratch, scratch_at, NN / 4, gl_CooperativeMatrixLayoutRowMajor);
@@ -320,7 +297,7 @@ void main()
             subgroupBarrier();
             SUM keep;
             coopMatLoad(keep, row_value, row_at, 0, gl_CooperativeMatrixLayoutColumnMajor);
-            float shift = float(new_unit - 7), rise = float(new_unit - unit);
+            float shift = float(new_unit - 15), rise = float(new_unit - unit);
             [[unroll]] for (int e = 0; e < keep.length(); e++) {
                 float next = keep[e] + shift;
                 next = start ? next : max(next, top[e] + rise);
@@ -350,66 +327,42 @@ void main()
                     weight[e] += s[n][e];
                 }
         }
-        bool at_once = scale_top <= unit && scale_low >= unit - 16;
-        int pass = scale_top;
-        do {
-            LEFT p[BC / KK];
-            [[unroll]] for (uint c = 0; c < BC / PC; c++) {
+        LEFT p[BC / KK];
+        [[unroll]] for (uint c = 0; c < BC / PC; c++) {
 #ifndef CONVERT
-                subgroupBarrier();
+            subgroupBarrier();
 #endif
-                [[unroll]] for (uint h = 0; h < PC / NN; h++) {
-                    uint n = c * (PC / NN) + h;
-                    SUM w;
-                    coopMatLoad(w, value_scale, n * NN, 0, gl_CooperativeMatrixLayoutRowMajor);
-                    if (!at_once) {
-                        [[unroll]] for (int e = 0; e < w.length(); e++)
-                            w[e] = scale_in_pass(w[e], pass, pass == scale_top) * pow2(unit - pass);
-                    }
-                    if (masked) {
-                        [[unroll]] for (int e = 0; e < w.length(); e++)
-                            w[e] = s[n][e] == -1.0 ? 0.0 : s[n][e] * w[e];
-                    } else {
-                        [[unroll]] for (int e = 0; e < w.length(); e++)
-                            w[e] *= s[n][e];
-                    }
+            [[unroll]] for (uint h = 0; h < PC / NN; h++) {
+                uint n = c * (PC / NN) + h;
+                SUM w;
+                coopMatLoad(w, value_scale, n * NN, 0, gl_CooperativeMatrixLayoutRowMajor);
+                if (masked) {
+                    [[unroll]] for (int e = 0; e < w.length(); e++)
+                        w[e] = s[n][e] == -1.0 ? 0.0 : s[n][e] * w[e];
+                } else {
+                    [[unroll]] for (int e = 0; e < w.length(); e++)
+                        w[e] *= s[n][e];
+                }
 #ifdef CONVERT
-                    p[n] = LEFT(HALF_SUM(w));
-                }
+                p[n] = LEFT(HALF_SUM(w));
+            }
 #else
-                    coopMatStore(HALF_SUM(w), scratch, scratch_at + h * (NN / 8), PLD,
-                                 gl_CooperativeMatrixLayoutRowMajor);
-                }
-                subgroupBarrier();
-                [[unroll]] for (uint h = 0; h < PC / KK; h++)
-                    coopMatLoad(p[c * (PC / KK) + h], scratch, scratch_at + h * (KK / 8), PLD,
-                                gl_CooperativeMatrixLayoutRowMajor);
+                coopMatStore(HALF_SUM(w), scratch, scratch_at + h * (NN / 8), PLD,
+                             gl_CooperativeMatrixLayoutRowMajor);
+            }
+            subgroupBarrier();
+            [[unroll]] for (uint h = 0; h < PC / KK; h++)
+                coopMatLoad(p[c * (PC / KK) + h], scratch, scratch_at + h * (KK / 8), PLD,
+                            gl_CooperativeMatrixLayoutRowMajor);
 #endif
-            }
-            if (at_once) {
-                [[unroll]] for (uint c = 0; c < BC / KK; c++)
-                    [[unroll]] for (uint n = 0; n < D / NN; n++) {
-                        RIGHT v;
-                        coopMatLoad(v, tiles, V_AT + c * KK * LD + n * (NN / 8), LD,
-                                    gl_CooperativeMatrixLayoutRowMajor);
-                        o[n] = coopMatMulAdd(p[c], v, o[n]);
-                    }
-                break;
-            }
-            float back = pow2(pass - unit);
+        }
+        [[unroll]] for (uint c = 0; c < BC / KK; c++)
             [[unroll]] for (uint n = 0; n < D / NN; n++) {
-                SUM sum = SUM(0.0);
-                [[unroll]] for (uint c = 0; c < BC / KK; c++) {
-                    RIGHT v;
-                    coopMatLoad(v, tiles, V_AT + c * KK * LD + n * (NN / 8), LD,
-                                gl_CooperativeMatrixLayoutRowMajor);
-                    sum = coopMatMulAdd(p[c], v, sum);
-                }
-                [[unroll]] for (int e = 0; e < sum.length(); e++)
-                    o[n][e] += sum[e] * back;
+                RIGHT v;
+                coopMatLoad(v, tiles, V_AT + c * KK * LD + n * (NN / 8), LD,
+                            gl_CooperativeMatrixLayoutRowMajor);
+                o[n] = coopMatMulAdd(p[c], v, o[n]);
             }
-            pass = highest_scale(pass - 17);
-        } while (pass >= -126);
         if (key0 + BC < end) {
             stage(true);
             fetch(next_token, window_end, KV_HEADS + kv_head);

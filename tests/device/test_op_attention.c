@@ -416,6 +416,33 @@ static void test_magnitudes(void **unused)
     on_plain_device(magnitudes_of_variant);
 }
 
+/* Values of a millionth beside values of one, and rows of zeros: small ones are not lost where a
+ * row sees nothing else, whatever hidden keys of the same tile hold. */
+static void mixed_of_variant(device_fixture *f, variant v)
+{
+    shape s = shape_of(4, 2, 32, 16, 70);
+    sequence q = sequence_make(s, 67);
+    for (uint32_t t = 0; t < s.tokens; t++) {
+        float scale = t < 3 ? 1e-6f : t < 6 ? 1e-3f : t % 11 == 6 ? 0.0f : 1.0f;
+        for (uint32_t i = 6 * s.dim; i < 8 * s.dim; i++)
+            q.qkv[(size_t)t * q.stride + i] *= scale;
+    }
+    sequence_reference(&q, 0, 1);
+    runner r = runner_make(f, v, &q, s.tokens);
+    float *out = ref_alloc_bytes((size_t)s.tokens * s.heads * s.dim, sizeof(float));
+    runner_step(&r, 0, s.tokens, out);
+    check_rows(f, v, &q, out, 0, 1, limit_of(v));
+    free(out);
+    runner_free(&r);
+    sequence_free(&q);
+}
+
+static void test_mixed_magnitudes(void **unused)
+{
+    (void)unused;
+    on_plain_device(mixed_of_variant);
+}
+
 /* Scores far apart: a lone key takes everything, and nothing overflows on the way. */
 static void peaks_of_variant(device_fixture *f, variant v)
 {
@@ -608,11 +635,17 @@ int main(void)
 {
     fixture_require_device();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shapes),          cmocka_unit_test(test_any_split),
-        cmocka_unit_test(test_decode_replayed), cmocka_unit_test(test_windows),
-        cmocka_unit_test(test_magnitudes),      cmocka_unit_test(test_peaks),
-        cmocka_unit_test(test_nan_is_visible),  cmocka_unit_test(test_rope_far_positions),
-        cmocka_unit_test(test_many_repeats),    cmocka_unit_test(test_bad_arguments),
+        cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_any_split),
+        cmocka_unit_test(test_decode_replayed),
+        cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_magnitudes),
+        cmocka_unit_test(test_mixed_magnitudes),
+        cmocka_unit_test(test_peaks),
+        cmocka_unit_test(test_nan_is_visible),
+        cmocka_unit_test(test_rope_far_positions),
+        cmocka_unit_test(test_many_repeats),
+        cmocka_unit_test(test_bad_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
