@@ -189,6 +189,10 @@ static bool plan_matrix(const op_context *ctx, uint64_t pairs, uint32_t head_dim
     if (kv->type != FUL_TYPE_F16 || !op_wide(ctx) || caps->matrix_count == 0 ||
         !(caps->features & FUL_FEATURE_FP16) || !(caps->features & FUL_FEATURE_SUBGROUP))
         return false;
+    bool cpu = device_is_cpu(ctx->device);
+    /* Sums and queries of a tile stay in registers: too many for subgroups of fewer lanes. */
+    if (caps->matrix_subgroup < 32 && !cpu)
+        return false;
     p->matrix = caps->matrix[0];
     if (head_dim % p->matrix.n != 0 || head_dim % p->matrix.k != 0)
         return false;
@@ -200,14 +204,15 @@ static bool plan_matrix(const op_context *ctx, uint64_t pairs, uint32_t head_dim
         wanted /= 2;
     /* Small tiles on CPU devices, which are there for tests: all loops over a tile are unrolled,
      * and their compilers are slow. */
-    p->key_block = device_is_cpu(ctx->device) ? 2 * p->matrix.k : wanted > 1 ? 64 : 32;
+    p->key_block = cpu ? 2 * p->matrix.k : wanted > 1 ? 64 : 32;
     for (; p->key_block >= 2 * p->matrix.k; p->key_block /= 2) {
         uint32_t subgroups = wanted;
         while (subgroups > 1 && (matrix_shared_bytes(p, subgroups, head_dim) > caps->shared_bytes ||
                                  subgroups * p->matrix.m > 2 * p->key_block))
             subgroups /= 2;
-        /* A tile passes through the registers of the workgroup: 16 bytes x 16 of an invocation. */
-        while (subgroups < most && p->key_block * head_dim / 8 > subgroups * lanes * 16)
+        /* A tile passes through the registers of the workgroup; more of it an invocation spills. */
+        uint32_t held = cpu ? 16 : p->key_block > 32 ? 4 : 8; /* 16 bytes each */
+        while (subgroups < most && p->key_block * head_dim / 8 > subgroups * lanes * held)
             subgroups *= 2;
         if (matrix_shared_bytes(p, subgroups, head_dim) <= caps->shared_bytes &&
             subgroups * p->matrix.m <= 2 * p->key_block) {
