@@ -5,7 +5,8 @@
 //
 // qkv   [sequences][qkv_stride] f32, per head q, k, v of D
 // decay [heads][DECAY_STRIDE], inc/lightning.glsl
-// state [sequences x heads of this dispatch][D (key)][D (value)] f32
+// state [sequences x heads of this dispatch][D (key)][D (value)] f32; two of them where one is read and
+//       the other written
 // out   [sequences][heads][D] f32
 //
 // Workgroup = (slice of 4 W4 value columns, sequence and head); WG / W4 parts take every such key, W4
@@ -31,6 +32,7 @@ layout(push_constant) uniform Push {
     uint unit_base; // sequence x heads + head of the first state bound
     uint heads;
     uint qkv_stride; // floats from row to row, a multiple of 4
+    uint from4, to4; // first vec4 of the state that is read, of the one that is written
 } push;
 
 const uint D4 = D / 4;
@@ -48,7 +50,7 @@ void main()
 
     vec4 s[KEYS];
     [[unroll]] for (uint n = 0; n < KEYS; n++)
-        s[n] = part + n * PARTS < D ? state[at + n * PARTS * D4] : vec4(0);
+        s[n] = part + n * PARTS < D ? state[push.from4 + at + n * PARTS * D4] : vec4(0);
     float fade = decay[head * DECAY_STRIDE + FADE_AT + 1];
     vec4 v = qkv4[row / 4 + 2 * D4 + column4];
     vec4 o = vec4(0);
@@ -56,7 +58,7 @@ void main()
         uint key = part + n * PARTS;
         if (key < D) {
             s[n] += fade * s[n] + qkv[row + D + key] * v;
-            state[at + n * PARTS * D4] = s[n];
+            state[push.to4 + at + n * PARTS * D4] = s[n];
             o += qkv[row + key] * s[n];
         }
     }

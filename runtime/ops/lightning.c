@@ -27,10 +27,11 @@ typedef struct walk_push {
 } walk_push;
 _Static_assert(sizeof(walk_push) == 24, "as in lightning_walk.comp");
 
+/* lightning_decode.comp has but the first three. */
 typedef struct decode_push {
-    uint32_t unit_base, heads, qkv_stride;
+    uint32_t unit_base, heads, qkv_stride, from4, to4;
 } decode_push;
-_Static_assert(sizeof(decode_push) == 12, "as in lightning_decode.comp");
+_Static_assert(sizeof(decode_push) == 20, "as in lightning_decode_wide.comp");
 
 /* How a kernel spreads the state of a head over a workgroup. */
 typedef struct spread {
@@ -279,6 +280,26 @@ ful_result op_lightning_prefill(const op_context *ctx, const op_lightning_args *
     return prefill_plain(ctx, args);
 }
 
+bool op_lightning_decode_sides(const op_context *ctx, uint32_t heads, uint32_t head_dim)
+{
+    uint64_t bytes = (uint64_t)heads * head_dim * head_dim * sizeof(float);
+    return op_wide(ctx) && 2 * bytes <= device_window_bytes(ctx->device) && heads <= MAX_GROUPS;
+}
+
+static ful_result sides_check(const op_context *ctx, const op_lightning_args *a, uint64_t bytes)
+{
+    if (a->state_from > 1 || a->state_to > 1 || !op_wide(ctx) ||
+        2 * bytes > device_window_bytes(ctx->device) || a->state.bytes < 2 * bytes)
+        return fail(
+            FUL_ERR_ARGUMENT,
+            "lightning: from state %u to state %u of two of %llu bytes each: %llu bytes are "
+            "given, a binding holds %llu",
+            (unsigned)a->state_from, (unsigned)a->state_to, (unsigned long long)bytes,
+            (unsigned long long)a->state.bytes,
+            (unsigned long long)device_window_bytes(ctx->device));
+    return FUL_OK;
+}
+
 ful_result op_lightning_decode(const op_context *ctx, const op_lightning_args *args)
 {
     TRY(check(args));
@@ -294,7 +315,7 @@ ful_result op_lightning_decode(const op_context *ctx, const op_lightning_args *a
     uint32_t columns = wide ? 4 * width4 : lanes;
     gpu_pipeline_desc desc = {.module = wide ? "lightning_decode_wide" : "lightning_decode",
                               .buffer_count = 4,
-                              .push_bytes = sizeof(decode_push),
+                              .push_bytes = wide ? sizeof(decode_push) : 12,
                               .spec_count = wide ? 3 : 2,
                               .spec = {lanes, dim, width4}};
     gpu_pipeline *pipeline;
@@ -302,13 +323,20 @@ ful_result op_lightning_decode(const op_context *ctx, const op_lightning_args *a
 
     uint64_t unit_bytes = (uint64_t)dim * dim * sizeof(float);
     uint32_t part = 1;
+    bool sides = args->state_from != 0 || args->state_to != 0;
     TRY(lightning_units(ctx, unit_bytes, (uint32_t)units, &part));
+    if (sides)
+        TRY(sides_check(ctx, args, units * unit_bytes));
     uint64_t out_bytes = units * dim * sizeof(float);
     for (uint32_t u = 0; u < units; u += part) {
         uint32_t count = (uint32_t)units - u < part ? (uint32_t)units - u : part;
+        double elements = (double)(count * unit_bytes / sizeof(float));
         gpu_range state = gpu_part(args->state, u * unit_bytes, count * unit_bytes);
-        double elements = (double)(state.bytes / sizeof(float));
-        decode_push push = {u, args->heads, args->qkv_stride};
+        if (sides)
+            state = gpu_part(args->state, 0, 2 * units * unit_bytes);
+        uint32_t quads = (uint32_t)(units * unit_bytes / 16);
+        decode_push push = {u, args->heads, args->qkv_stride, args->state_from * quads,
+                            args->state_to * quads};
         gpu_dispatch d = {
             .pipeline = pipeline,
             .buffers = {gpu_part(args->qkv, 0,

@@ -219,6 +219,9 @@ typedef struct op_lightning_args {
     uint32_t sequences;   /* decode: rows of qkv and out, one token each; 0 = 1 */
     gpu_range decay;      /* storage buffer filled by op_lightning_decay_fill */
     gpu_range state;      /* in and out: f32 [sequences][heads][head_dim (key)][head_dim (value)] */
+    uint32_t state_from;  /* decode: `state` holds two states one after the other; which is read */
+    uint32_t state_to;    /* ... and which written. 0, 0: one state, in place. Different ones need
+                             op_lightning_decode_sides */
     gpu_range out;        /* f32 [rows][heads*head_dim] */
     op_blocks qkv_blocks; /* prefill: if not empty, read instead of qkv; block = head_dim */
     op_blocks out_blocks; /* prefill: if not empty, written instead of out; block =
@@ -234,6 +237,8 @@ uint32_t op_lightning_blocks(const op_context *ctx, uint32_t rows, uint32_t head
 /* One token of each sequence. S += expm1(-s) S + k^T v, then q S; each element read and written
  * once. */
 ful_result op_lightning_decode(const op_context *ctx, const op_lightning_args *args);
+/* True if a decode can leave the state it read as it was and write another beside it. */
+bool op_lightning_decode_sides(const op_context *ctx, uint32_t heads, uint32_t head_dim);
 
 /* ---- attention.c ---- */
 /* Keys (after RoPE) and values of one softmax layer of one sequence, in windows of tokens. A token

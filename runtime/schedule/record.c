@@ -94,6 +94,8 @@ static ful_result record_lightning(const recorder *r, const op_context *ctx, con
                               .rows = r->list->rows,
                               .decay = gpu_whole(s->vector),
                               .state = gpu_whole(&r->state->lightning[s->layer]),
+                              .state_from = r->state->from,
+                              .state_to = r->state->to,
                               .out = slot_range(r, s->out.data),
                               .qkv_blocks = blocks(r, s->in),
                               .out_blocks = blocks(r, s->out),

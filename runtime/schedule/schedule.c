@@ -22,6 +22,12 @@ uint32_t schedule_bucket(uint32_t rows)
     return buckets[BUCKET_COUNT - 1];
 }
 
+uint32_t schedule_sides(ful_device *device, const model_config *config, op_shape shape)
+{
+    op_context ctx = {.device = device, .layer = -1, .shape = shape};
+    return op_lightning_decode_sides(&ctx, config->head_count, config->head_dim) ? 2 : 1;
+}
+
 static step_source source_of_shape(const schedule_shape *shape)
 {
     return (step_source){.device = shape->device,

@@ -7,8 +7,10 @@
 
 /* Buffers that belong to a sequence and outlive a step. */
 typedef struct sequence_state {
-    gpu_buffer *lightning; /* [block_count]; bytes == 0 for softmax layers */
+    gpu_buffer *lightning; /* [block_count]; bytes == 0 for softmax layers. Two states one after the
+                              other where schedule_sides says so; the first counts */
     op_kv *kv;             /* [block_count]; window_count == 0 for lightning layers */
+    uint32_t from, to;     /* decode: which of the two is read, which written; 0, 0: in place */
 } sequence_state;
 
 /* What a session shares among its schedules. */
@@ -31,6 +33,10 @@ typedef enum schedule_kind {
 } schedule_kind;
 
 typedef struct schedule schedule;
+
+/* States that a sequence has room for: 2 where decode steps can go ahead of the host, which may not
+ * want their results. */
+uint32_t schedule_sides(ful_device *device, const model_config *config, op_shape shape);
 
 /* Tests only: called after each step has finished, with a host-readable view of what it wrote
  * (gpu_range_read); it may also overwrite it (routing injection). */

@@ -1,4 +1,5 @@
 /* Sampling and generation. */
+#include <stdio.h>
 #include <string.h>
 
 #include "session/session.h"
@@ -36,13 +37,7 @@ static ful_result decode_and_sample(ful_session *s, int32_t token, const ful_sam
     uint64_t start = time_ns(), waited = s->wait_ns;
     TRY(session_check_tokens(s, &token, 1));
     session_step step = {
-        .kind = SCHEDULE_DECODE,
-        .sample = true,
-        .params = {.temperature = p->temperature,
-                   .top_k = p->top_k,
-                   .top_p = p->top_p > 0.0f ? p->top_p : 1.0f,
-                   .min_p = p->min_p,
-                   .uniform = (float)sampler_uniform(p->seed, s->token_count + 1)}};
+        .kind = SCHEDULE_DECODE, .sample = true, .params = session_draw_params(p, s->token_count)};
     TRY(session_run(s, &token, 1, &step));
     TRY(session_append(s, &token, 1));
     uint32_t drawn[2];
@@ -58,10 +53,27 @@ static ful_result decode_and_sample(ful_session *s, int32_t token, const ful_sam
     return FUL_OK;
 }
 
-static ful_result next_token(ful_session *s, int32_t token, const ful_sampler_params *p,
-                             bool on_device, int32_t *next)
+typedef enum drawing {
+    DRAW_HOST,
+    DRAW_DEVICE,
+    DRAW_AHEAD /* on the device, which does not wait for the host */
+} drawing;
+
+/* On a processor the host's sampler is the faster one and reads the same memory. */
+static drawing drawing_choose(const ful_session *s, const ful_sampler_params *p)
 {
-    if (on_device)
+    bool wide = s->model->shape == OP_SHAPE_WIDE || !device_is_cpu(s->model->device);
+    if (p->mask || s->tap || !wide)
+        return DRAW_HOST;
+    return session_ahead_usable(s) ? DRAW_AHEAD : DRAW_DEVICE;
+}
+
+static ful_result next_token(ful_session *s, int32_t token, const ful_sampler_params *p,
+                             drawing how, bool more, int32_t *next)
+{
+    if (how == DRAW_AHEAD)
+        return session_ahead_step(s, token, p, more, next);
+    if (how == DRAW_DEVICE)
         return decode_and_sample(s, token, p, next);
     TRY(ful_decode(s, token));
     return ful_sample(s, p, next);
@@ -83,9 +95,7 @@ ful_result ful_generate(ful_session *session, const ful_generate_params *params,
     stop_list stops = {p.stop_tokens, p.n_stop_tokens};
     if (stops.count == 0 && eos >= 0)
         stops = (stop_list){&eos, 1};
-    /* On a processor the host's sampler is the faster one and reads the same memory. */
-    bool wide = s->model->shape == OP_SHAPE_WIDE || !device_is_cpu(s->model->device);
-    bool on_device = !sampler.mask && !s->tap && wide;
+    drawing how = drawing_choose(s, &sampler);
 
     ful_stop why = FUL_STOP_NONE;
     int32_t token;
@@ -101,9 +111,16 @@ ful_result ful_generate(ful_session *session, const ful_generate_params *params,
             why = FUL_STOP_CONTEXT;
         if (why != FUL_STOP_NONE)
             break;
-        r = next_token(s, token, &sampler, on_device, &token);
+        bool more =
+            (!p.max_tokens || given + 1 < p.max_tokens) && s->token_count + 1 < s->max_tokens;
+        r = next_token(s, token, &sampler, how, more, &token);
     }
     if (stop)
         *stop = why;
-    return r;
+    if (r == FUL_OK)
+        return session_ahead_end(s);
+    /* What went wrong first is what is reported. */
+    char first[512];
+    snprintf(first, sizeof first, "%s", ful_last_error());
+    return session_ahead_end(s) == FUL_OK ? r : fail(r, "%s", first);
 }

@@ -51,6 +51,10 @@ static ful_result plan_chunk(const schedule_shape *shape, uint32_t wanted, ful_p
     out->activation_bytes = arena + sizeof(step_params) + 8 +
                             (uint64_t)out->chunk_tokens * (4 + 4 * c->rotary_dim) +
                             2 * (uint64_t)c->vocab_size * 4;
+    /* The two recordings of decoding ahead. */
+    if (schedule_sides(shape->device, c, OP_SHAPE_AUTO) == 2)
+        out->activation_bytes += 2 * (sizeof(step_params) + 8 + 4 * (uint64_t)c->rotary_dim +
+                                      4 * (uint64_t)c->vocab_size);
     out->total_bytes = out->weight_bytes + out->session_count * (out->state_bytes + out->kv_bytes +
                                                                  out->activation_bytes);
     return FUL_OK;
@@ -81,7 +85,7 @@ static ful_result make_plan(ful_device *device, const model_config *c, const ful
     schedule_shape shape = {device, c, half, info->weight_type, (uint32_t)out->max_tokens};
     out->session_count = p->session_count ? p->session_count : 1;
     out->weight_bytes = info->weight_bytes;
-    out->state_bytes = info->state_bytes;
+    out->state_bytes = info->state_bytes * schedule_sides(device, c, OP_SHAPE_AUTO);
     out->kv_bytes =
         info->softmax_block_count * op_kv_bytes(half ? FUL_TYPE_F16 : FUL_TYPE_F32,
                                                 c->kv_head_count, c->head_dim, out->max_tokens);

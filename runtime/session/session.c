@@ -9,6 +9,7 @@ static ful_result create_state(ful_session *s)
 {
     const model_config *c = &s->model->config;
     ful_device *device = s->model->device;
+    uint32_t sides = schedule_sides(device, c, s->model->shape);
     s->state.lightning = mem_zalloc(s->alloc, c->block_count, sizeof *s->state.lightning);
     s->state.kv = mem_zalloc(s->alloc, c->block_count, sizeof *s->state.kv);
     if (!s->state.lightning || !s->state.kv)
@@ -16,7 +17,7 @@ static ful_result create_state(ful_session *s)
     for (uint32_t i = 0; i < c->block_count; i++) {
         if (c->layers[i] == LAYER_LIGHTNING) {
             uint64_t bytes = (uint64_t)c->head_count * c->head_dim * c->head_dim * 4;
-            TRY(gpu_buffer_create(device, bytes, GPU_MEMORY_DEVICE, "lightning state",
+            TRY(gpu_buffer_create(device, sides * bytes, GPU_MEMORY_DEVICE, "lightning state",
                                   &s->state.lightning[i]));
         } else {
             ful_type type = model_half(s->model) ? FUL_TYPE_F16 : FUL_TYPE_F32;
@@ -128,6 +129,7 @@ void ful_session_destroy(ful_session **session)
         return;
     ful_session *s = *session;
     ful_device *device = s->model->device;
+    session_ahead_destroy(s);
     destroy_schedules(s);
     for (uint32_t i = 0; i < s->model->config.block_count; i++) {
         if (s->state.lightning)
@@ -147,6 +149,7 @@ void ful_session_destroy(ful_session **session)
 
 ful_result session_clear_state(ful_session *s)
 {
+    TRY(session_ahead_end(s));
     for (uint32_t i = 0; i < s->model->config.block_count; i++)
         if (s->state.lightning[i].bytes)
             TRY(gpu_range_fill(s->model->device, gpu_whole(&s->state.lightning[i]), 0));
@@ -214,6 +217,7 @@ ful_result session_run(ful_session *s, const int32_t *tokens, uint32_t n, const 
     uint32_t rows = schedule_bucket(n);
     schedule_kind kind =
         rows == 1 && step->kind != SCHEDULE_PREFILL_ALL ? SCHEDULE_DECODE : step->kind;
+    TRY(session_ahead_end(s));
     write_inputs(s, tokens, n, step);
     if (s->tap) {
         TRY(schedule_run_tapped(s->model, kind, rows, &s->io, &s->state, s->tap));
@@ -233,11 +237,17 @@ ful_result session_run(ful_session *s, const int32_t *tokens, uint32_t n, const 
     return FUL_OK;
 }
 
-ful_result session_append(ful_session *s, const int32_t *tokens, size_t n)
+ful_result session_reserve(ful_session *s, size_t n)
 {
     if (!mem_grow(s->alloc, (void **)&s->tokens, &s->token_capacity, s->token_count + n,
                   sizeof *s->tokens))
         return mem_fail((s->token_count + n) * sizeof *s->tokens, "a session's tokens");
+    return FUL_OK;
+}
+
+ful_result session_append(ful_session *s, const int32_t *tokens, size_t n)
+{
+    TRY(session_reserve(s, n));
     memcpy(s->tokens + s->token_count, tokens, n * sizeof *tokens);
     s->token_count += n;
     return FUL_OK;
@@ -288,7 +298,7 @@ ful_result session_fetch_logits(ful_session *s)
         return FUL_OK;
     if (!s->has_logits)
         return fail(FUL_ERR_ARGUMENT, "no token was fed to the session yet");
-    TRY(gpu_range_read(s->model->device, gpu_whole(&s->io.logits), 0, s->logits,
+    TRY(gpu_range_read(s->model->device, gpu_whole(session_logits_buffer(s)), 0, s->logits,
                        (uint64_t)vocab * 4));
     s->host_logits = true;
     return copy_finite(s->logits, s->logits, vocab) ? FUL_OK : session_explain(s);
@@ -312,6 +322,8 @@ static ful_result want_all_logits(ful_session *s)
         return FUL_OK;
     if (s->has_logits)
         TRY(session_fetch_logits(s));
+    TRY(session_ahead_end(s));
+    session_ahead_destroy(s);
     destroy_schedules(s);
     gpu_buffer logits = {0}, readback = {0};
     TRY(gpu_buffer_create(device, bytes, GPU_MEMORY_DEVICE, "logits", &logits));
@@ -419,6 +431,12 @@ ful_result ful_logits(ful_session *session, const float **logits, size_t *n_voca
 
 /* ---- figures ---- */
 
+static void decode_counts(schedule *recorded, ful_stats *out)
+{
+    out->decode_dispatches = gpu_commands_dispatches(schedule_commands(recorded));
+    out->decode_submits = gpu_commands_submits(schedule_commands(recorded));
+}
+
 ful_result ful_session_stats(const ful_session *session, ful_stats *out)
 {
     if (!session || !out)
@@ -426,11 +444,11 @@ ful_result ful_session_stats(const ful_session *session, ful_stats *out)
     *out = session->stats;
     for (uint32_t i = 0; i < session->schedule_count; i++) {
         const session_schedule *have = &session->schedules[i];
-        if (have->kind == SCHEDULE_DECODE) {
-            out->decode_dispatches = gpu_commands_dispatches(schedule_commands(have->recorded));
-            out->decode_submits = gpu_commands_submits(schedule_commands(have->recorded));
-        }
+        if (have->kind == SCHEDULE_DECODE)
+            decode_counts(have->recorded, out);
     }
+    if (session->ahead.ready)
+        decode_counts(session->ahead.sides[0].recorded, out);
     return FUL_OK;
 }
 

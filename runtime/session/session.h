@@ -14,6 +14,23 @@ typedef struct session_schedule {
     schedule *recorded;
 } session_schedule;
 
+/* Decoding ahead of the host (ahead.c): two recordings of the decode step, each of which takes its
+ * token from what the other drew, and the lightning states from where the other left them. */
+typedef struct ahead_side {
+    gpu_buffer step, rope, sampled, logits;
+    schedule *recorded;
+    gpu_commands *settle; /* makes what this side wrote the session's own */
+} ahead_side;
+
+typedef struct session_ahead {
+    bool ready;
+    uint64_t device_bytes;
+    ahead_side sides[2];
+    uint32_t next;  /* the side that feeds the next token */
+    bool underway;  /* ... and does so already */
+    bool unsettled; /* the session's state is what the other side wrote */
+} session_ahead;
+
 struct ful_session {
     ful_model *model;
     const ful_alloc *alloc;
@@ -38,6 +55,7 @@ struct ful_session {
     uint64_t wait_ns; /* spent waiting for the device */
     ful_step_time *times;
     size_t times_capacity;
+    session_ahead ahead;
     const schedule_tap *tap; /* tests: every step goes through schedule_run_tapped */
 };
 
@@ -50,7 +68,24 @@ typedef struct session_step {
 } session_step;
 ful_result session_run(ful_session *s, const int32_t *tokens, uint32_t n, const session_step *step);
 
-/* Appends to the list of tokens. */
+/* ---- ahead.c ---- */
+bool session_ahead_usable(const ful_session *s);
+/* Feeds `token` and draws the next one on the device. `more`: the next one will be fed by the same
+ * call again unless the caller ends it; the device goes on with it at once. */
+ful_result session_ahead_step(ful_session *s, int32_t token, const ful_sampler_params *p, bool more,
+                              int32_t *next);
+/* After the last step, before another kind of step or a reset; also after errors. Nothing is done
+ * where nothing is to do. */
+ful_result session_ahead_end(ful_session *s);
+void session_ahead_destroy(ful_session *s);
+/* Where the logits of the last token are. */
+const gpu_buffer *session_logits_buffer(const ful_session *s);
+
+/* Sampling parameters of a step that feeds the token at `position`. */
+step_params session_draw_params(const ful_sampler_params *p, size_t position);
+
+/* Makes room for so many tokens more; appends to the list of tokens. */
+ful_result session_reserve(ful_session *s, size_t n);
 ful_result session_append(ful_session *s, const int32_t *tokens, size_t n);
 ful_result session_check_tokens(const ful_session *s, const int32_t *tokens, size_t n);
 /* Zeroes the states; keys need none. */

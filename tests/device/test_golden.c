@@ -306,7 +306,7 @@ static void check_inside(model_fixture *f, const tensor_file *file, const char *
         if (!want)
             continue;
         float *state = malloc(n * sizeof *state);
-        assert_int_equal(f->session->state.lightning[l].bytes, n * sizeof *state);
+        assert_true(f->session->state.lightning[l].bytes >= n * sizeof *state);
         EXPECT_OK(gpu_range_read(f->device.device, gpu_whole(&f->session->state.lightning[l]), 0,
                                  state, n * sizeof *state));
         compare_inside(&in, state, want, n, "state", (int32_t)l);
