@@ -57,19 +57,32 @@ typedef struct feed {
     uint32_t vocab;
 } feed;
 
-static ful_result decode_all(ful_session *s, const int32_t *tokens, uint32_t n)
+static bool count_token(void *ctx, int32_t token)
 {
-    ful_result r = FUL_OK;
-    for (uint32_t i = 0; i < n && r == FUL_OK && !cli_interrupted(); i++)
-        r = ful_decode(s, tokens[i]);
-    return r;
+    (void)token;
+    ++*(uint32_t *)ctx;
+    return !cli_interrupted();
 }
 
-/* Fresh session, depth tokens in front. */
+/* As a program generates: each token drawn from the logits of the one before, with a temperature,
+ * so that they vary. */
+static ful_result decode_all(ful_session *s, uint64_t seed, uint32_t n)
+{
+    const int32_t never = -1;
+    const ful_sampler_params *sampler = ful_sampler_params(.seed = seed, .temperature = 1.0f);
+    uint32_t given = 0;
+    return ful_generate(s,
+                        ful_generate_params(.max_tokens = n, .sampler = sampler,
+                                            .stop_tokens = &never, .n_stop_tokens = 1),
+                        count_token, &given, NULL);
+}
+
+/* Fresh session, depth tokens in front; decoding needs one to draw from. */
 static ful_result to_depth(bench_run *b, const feed *f, const bench_test *t)
 {
     ful_result r = ful_session_reset(f->session);
-    return r == FUL_OK ? cli_prefill(&b->model, f->tokens, t->depth) : r;
+    uint32_t n = t->depth == 0 && t->decode ? 1 : t->depth;
+    return r == FUL_OK ? cli_prefill(&b->model, f->tokens, n) : r;
 }
 
 /* The library has checked that the logits are finite; here that they are those of the first time,
@@ -106,7 +119,7 @@ static ful_result run_once(bench_run *b, const feed *f, bench_test *t, uint32_t 
         return r;
     const int32_t *tokens = f->tokens + t->depth;
     uint64_t start = cli_now_ns(), cpu = cpu_now_ns();
-    r = t->decode ? decode_all(f->session, tokens, t->tokens)
+    r = t->decode ? decode_all(f->session, b->seed, t->tokens)
                   : ful_prefill(f->session, tokens, t->tokens);
     uint64_t ns = cli_now_ns() - start;
     sum->cpu_ns += cpu_now_ns() - cpu;
@@ -196,10 +209,9 @@ static ful_result profile_test(bench_run *b, const feed *f, bench_test *t)
     uint32_t n = t->decode && t->tokens > DECODED ? (uint32_t)DECODED : t->tokens;
     /* What the first steps do once is not what is asked about. */
     ful_result r = to_depth(b, f, t);
-    if (r == FUL_OK && t->depth == 0)
-        r = t->decode ? ful_decode(f->session, f->tokens[0])
-                      : ful_prefill(f->session, f->tokens, t->tokens < chunk ? t->tokens : chunk);
-    if (r == FUL_OK && t->depth == 0)
+    if (r == FUL_OK && t->depth == 0 && !t->decode)
+        r = ful_prefill(f->session, f->tokens, t->tokens < chunk ? t->tokens : chunk);
+    if (r == FUL_OK && t->depth == 0 && !t->decode)
         r = ful_session_reset(f->session);
     const int32_t *tokens = f->tokens + t->depth;
     for (uint32_t at = 0; at < n && r == FUL_OK && !cli_interrupted();) {
@@ -317,8 +329,9 @@ static bool add_tests(bench_run *b, const bench_list *prefill, const bench_list 
                 fprintf(stderr, "fulgur: out of memory for %u repetitions\n", b->reps);
                 return false;
             }
-            if ((size_t)t->depth + n > *most)
-                *most = (size_t)t->depth + n;
+            size_t whole = (size_t)t->depth + n + (decodes && t->depth == 0);
+            if (whole > *most)
+                *most = whole;
         }
     return true;
 }
