@@ -91,6 +91,7 @@ typedef struct ful_device_info {
     char driver[256]; /* driver name and version as text */
     uint8_t uuid[16];
     uint32_t vendor_id, device_id, driver_version;
+    char pci[40];      /* "0000:65:00.0" as the system writes it; "" if the driver does not tell */
     ful_caps caps;     /* after FULGUR_CAPS */
     bool usable;       /* false: below the floor */
     char why_not[160]; /* if !usable: which limit or feature falls short, and of what */

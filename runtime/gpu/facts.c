@@ -17,6 +17,7 @@ typedef enum extension {
     EXT_INT_DOT,
     EXT_MAINTENANCE4,
     EXT_MEMORY_BUDGET,
+    EXT_PCI_BUS,
     EXT_PORTABILITY,
     EXT_COOPMAT,
     EXT_COOPMAT2,
@@ -37,6 +38,7 @@ static const struct extension_row {
     [EXT_INT_DOT] = {VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME, VK_API_VERSION_1_3},
     [EXT_MAINTENANCE4] = {VK_KHR_MAINTENANCE_4_EXTENSION_NAME, VK_API_VERSION_1_3},
     [EXT_MEMORY_BUDGET] = {VK_EXT_MEMORY_BUDGET_EXTENSION_NAME, 0},
+    [EXT_PCI_BUS] = {VK_EXT_PCI_BUS_INFO_EXTENSION_NAME, 0},
     [EXT_PORTABILITY] = {"VK_KHR_portability_subset", 0},
     [EXT_COOPMAT] = {"VK_KHR_cooperative_matrix", 0},
     [EXT_COOPMAT2] = {"VK_NV_cooperative_matrix2", 0},
@@ -282,6 +284,7 @@ ful_result facts_read(const ful_instance *in, VkPhysicalDevice physical, uint32_
     VkPhysicalDeviceMaintenance4Properties maintenance4;
     VkPhysicalDeviceSubgroupSizeControlProperties sizes;
     VkPhysicalDeviceShaderIntegerDotProductProperties dot;
+    VkPhysicalDevicePCIBusInfoPropertiesEXT pci;
     memset(&id, 0, sizeof(id));
     memset(&subgroup, 0, sizeof(subgroup));
     memset(&maintenance3, 0, sizeof(maintenance3));
@@ -289,6 +292,7 @@ ful_result facts_read(const ful_instance *in, VkPhysicalDevice physical, uint32_
     memset(&maintenance4, 0, sizeof(maintenance4));
     memset(&sizes, 0, sizeof(sizes));
     memset(&dot, 0, sizeof(dot));
+    memset(&pci, 0, sizeof(pci));
     void *tail = &props;
     chain(&tail, &id, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_ID_PROPERTIES);
     chain(&tail, &subgroup, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES);
@@ -301,6 +305,8 @@ ful_result facts_read(const ful_instance *in, VkPhysicalDevice physical, uint32_
         chain(&tail, &sizes, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES);
     if (usable & 1u << EXT_INT_DOT)
         chain(&tail, &dot, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES);
+    if (usable & 1u << EXT_PCI_BUS)
+        chain(&tail, &pci, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PCI_BUS_INFO_PROPERTIES_EXT);
     vkGetPhysicalDeviceProperties2(physical, &props);
     features have;
     features_chain(&have, usable);
@@ -308,6 +314,9 @@ ful_result facts_read(const ful_instance *in, VkPhysicalDevice physical, uint32_
 
     driver_text(&plain, &driver, info->driver, sizeof(info->driver));
     memcpy(info->uuid, id.deviceUUID, VK_UUID_SIZE);
+    if (usable & 1u << EXT_PCI_BUS)
+        snprintf(info->pci, sizeof(info->pci), "%04x:%02x:%02x.%x", pci.pciDomain, pci.pciBus,
+                 pci.pciDevice, pci.pciFunction);
     memcpy(facts->driver_uuid, id.driverUUID, VK_UUID_SIZE);
     caps->allocation_bytes = maintenance3.maxMemoryAllocationSize;
     if (maintenance4.maxBufferSize && maintenance4.maxBufferSize < caps->allocation_bytes)

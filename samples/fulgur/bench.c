@@ -4,7 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const cli_command *const parts[] = {&bench_device, &bench_ops, &bench_model, &bench_lengths};
+static const cli_command *const parts[] = {&bench_device,  &bench_ops,    &bench_model,
+                                           &bench_lengths, &bench_report, &bench_compare};
 enum { PART_COUNT = sizeof parts / sizeof *parts };
 
 static const char *part_name(const cli_command *c)

@@ -5,7 +5,8 @@
 #include "cli.h"
 
 /* `fulgur bench NAME`; the command's own name is "bench NAME". */
-extern const cli_command bench_device, bench_ops, bench_model, bench_lengths;
+extern const cli_command bench_device, bench_ops, bench_model, bench_lengths, bench_report,
+    bench_compare;
 
 /* Sorts `values`. */
 typedef struct bench_spread {

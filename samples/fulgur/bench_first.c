@@ -100,23 +100,26 @@ int bench_first_here(const bench_first *p)
     double all = (double)(f.first_ns - start + before) / 1e6;
     double after = (double)(f.first_ns - loaded + m->session_ns) / 1e6;
     const ful_device_info *d = ful_device_get_info(m->device);
+    FILE *out = p->out ? p->out : stdout;
     if (p->json) {
-        printf("{\"device\": ");
-        cli_print_json_string(d->name, strlen(d->name));
-        printf(", \"prompt\": %u, \"process_ms\": %.3f, \"after_load_ms\": %.3f, \"device_ms\": "
-               "%.3f, \"weights_ms\": %.3f, \"pipelines_ms\": %.3f, \"session_ms\": %.3f, "
-               "\"second_token_ms\": %.3f}\n",
-               prompt, all, after, (double)m->device_ns / 1e6, (double)m->weights_ns / 1e6,
-               (double)m->pipelines_ns / 1e6, (double)m->session_ns / 1e6,
-               (double)(f.second_ns - f.first_ns) / 1e6);
+        fprintf(out, "{\"device\": ");
+        cli_write_json_string(out, d->name, strlen(d->name));
+        fprintf(out,
+                ", \"prompt\": %u, \"process_ms\": %.3f, \"after_load_ms\": %.3f, \"device_ms\": "
+                "%.3f, \"weights_ms\": %.3f, \"pipelines_ms\": %.3f, \"session_ms\": %.3f, "
+                "\"second_token_ms\": %.3f}\n",
+                prompt, all, after, (double)m->device_ns / 1e6, (double)m->weights_ns / 1e6,
+                (double)m->pipelines_ns / 1e6, (double)m->session_ns / 1e6,
+                (double)(f.second_ns - f.first_ns) / 1e6);
     } else {
-        printf("first token %.0f ms after the process began%s: device %.0f, weights %.0f, "
-               "pipelines %.0f;\nthen, from the model's load returning, %.1f ms: session %.1f, "
-               "prompt of %u tokens and first token %.1f; second token %.1f ms later\n",
-               all, before ? "" : " its main()", (double)m->device_ns / 1e6,
-               (double)m->weights_ns / 1e6, (double)m->pipelines_ns / 1e6, after,
-               (double)m->session_ns / 1e6, prompt, (double)(f.first_ns - loaded) / 1e6,
-               (double)(f.second_ns - f.first_ns) / 1e6);
+        fprintf(out,
+                "first token %.0f ms after the process began%s: device %.0f, weights %.0f, "
+                "pipelines %.0f;\nthen, from the model's load returning, %.1f ms: session %.1f, "
+                "prompt of %u tokens and first token %.1f; second token %.1f ms later\n",
+                all, before ? "" : " its main()", (double)m->device_ns / 1e6,
+                (double)m->weights_ns / 1e6, (double)m->pipelines_ns / 1e6, after,
+                (double)m->session_ns / 1e6, prompt, (double)(f.first_ns - loaded) / 1e6,
+                (double)(f.second_ns - f.first_ns) / 1e6);
     }
     cli_close_model(m);
     return CLI_OK;
@@ -158,7 +161,7 @@ static void remove_folder(const char *path)
 /* The work in a child, which inherits nothing of Vulkan: this process has not touched it. */
 static int run_child(const bench_first *f, const char *cache)
 {
-    fflush(stdout);
+    fflush(NULL); /* or the child would write what is pending once more */
     pid_t child = fork();
     if (child < 0) {
         fprintf(stderr, "fulgur: fork: %s\n", strerror(errno));
@@ -184,6 +187,7 @@ int bench_first_both(const bench_first *f)
     static const char *const runs[] = {"cold", "warm"};
     const char *tmp = getenv("TMPDIR");
     char cache[4096];
+    FILE *out = f->out ? f->out : stdout;
     snprintf(cache, sizeof cache, "%s/fulgur-bench.XXXXXX", tmp && *tmp ? tmp : "/tmp");
     if (!mkdtemp(cache)) {
         fprintf(stderr, "fulgur: %s: %s\n", cache, strerror(errno));
@@ -192,13 +196,13 @@ int bench_first_both(const bench_first *f)
     int code = CLI_OK;
     for (int i = 0; i < 2 && code == CLI_OK && !cli_interrupted(); i++) {
         if (f->json)
-            printf("%s\"%s\": ", i ? ", " : "{", runs[i]);
+            fprintf(out, "%s\"%s\": ", i ? ", " : "{", runs[i]);
         else
-            printf("%s pipeline cache: ", runs[i]);
+            fprintf(out, "%s pipeline cache: ", runs[i]);
         code = run_child(f, cache);
     }
     if (f->json && code == CLI_OK)
-        printf("}\n");
+        fprintf(out, "}\n");
     remove_folder(cache);
     return cli_interrupted() ? CLI_INTERRUPTED : code;
 }

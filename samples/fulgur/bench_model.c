@@ -134,6 +134,11 @@ static ful_result run_once(bench_run *b, const feed *f, bench_test *t, uint32_t 
     return check(f, t, rep == 0);
 }
 
+static bool late(const bench_run *b)
+{
+    return b->until_ns && cli_now_ns() >= b->until_ns;
+}
+
 /* The first repetition records, warms up, and gives the logits that the others must repeat. */
 static ful_result run_test(bench_run *b, const feed *f, bench_test *t)
 {
@@ -145,12 +150,16 @@ static ful_result run_test(bench_run *b, const feed *f, bench_test *t)
     for (uint32_t i = 0; i == 0 || (i < WARM_RUNS && cli_now_ns() < until && r == FUL_OK); i++)
         r = run_once(b, f, t, i, &rate, &sum);
     sum = (spent){0};
-    for (uint32_t i = 0; i < b->reps && r == FUL_OK && !cli_interrupted(); i++)
-        r = run_once(b, f, t, i + 1, &t->tokens_per_s[i], &sum);
+    uint32_t reps = 0;
+    for (; reps < b->reps && r == FUL_OK && !cli_interrupted(); reps++) {
+        if (reps > 0 && late(b))
+            break;
+        r = run_once(b, f, t, reps + 1, &t->tokens_per_s[reps], &sum);
+    }
     if (r != FUL_OK || cli_interrupted())
         return r;
-    t->rate = bench_spread_of(t->tokens_per_s, b->reps);
-    double fed = (double)b->reps * t->tokens;
+    t->rate = bench_spread_of(t->tokens_per_s, reps);
+    double fed = (double)reps * t->tokens;
     t->cpu_ns = (double)sum.cpu_ns / fed;
     t->host_ns = (double)sum.host_ns / fed;
     t->gpu_ns = (double)sum.gpu_ns / fed;
@@ -270,7 +279,7 @@ static ful_result count_experts(bench_run *b, const feed *f, bench_test *t)
     return r;
 }
 
-static int run_tests(bench_run *b, size_t most)
+int bench_model_tests(bench_run *b, size_t most)
 {
     const ful_model_info *info = ful_model_get_info(b->model.model);
     feed f = {.session = b->model.session,
@@ -288,7 +297,9 @@ static int run_tests(bench_run *b, size_t most)
     for (uint32_t i = 0; i < b->test_count && code == CLI_OK && r == FUL_OK; i++) {
         bench_test *t = &b->tests[i];
         t->weight_bytes = t->decode ? (double)info->active_weight_bytes : 0.0;
-        r = run_test(b, &f, t);
+        t->left_out = i > 0 && late(b);
+        if (!t->left_out)
+            r = run_test(b, &f, t);
     }
     if (code == CLI_OK && r == FUL_OK && !cli_interrupted()) {
         b->model.profile = true;
@@ -297,7 +308,7 @@ static int run_tests(bench_run *b, size_t most)
     }
     for (uint32_t i = 0; i < b->test_count && code == CLI_OK && r == FUL_OK && !cli_interrupted();
          i++)
-        if ((r = profile_test(b, &f, &b->tests[i])) == FUL_OK)
+        if (!b->tests[i].left_out && (r = profile_test(b, &f, &b->tests[i])) == FUL_OK)
             r = count_experts(b, &f, &b->tests[i]);
     if (r != FUL_OK && !cli_interrupted())
         code = cli_fail("measuring");
@@ -308,8 +319,8 @@ static int run_tests(bench_run *b, size_t most)
 
 /* ---- the command ---- */
 
-static bool add_tests(bench_run *b, const bench_list *prefill, const bench_list *decode,
-                      const bench_list *depths, size_t *most)
+bool bench_model_add(bench_run *b, const bench_list *prefill, const bench_list *decode,
+                     const bench_list *depths, size_t *most)
 {
     *most = 0;
     for (uint32_t d = 0; d < depths->count; d++)
@@ -348,7 +359,7 @@ static int measure(bench_run *b, const char *path, size_t most, const char *form
     if (code != CLI_OK)
         return code;
     b->type = ful_model_get_info(b->model.model)->weight_type;
-    code = run_tests(b, most);
+    code = bench_model_tests(b, most);
     if (code == CLI_OK) {
         /* In the same run, and last: the device is warm. */
         uint64_t now;
@@ -434,12 +445,13 @@ static int run(int argc, char **argv)
         b.model.synthetic = &made;
     b.name = path ? path : made.preset ? made.preset : "own dimensions";
     cli_watch_interrupt();
-    bench_first alone = {&b.model, path, prefill.count ? prefill.values[0] : 16, b.seed, json};
+    bench_first alone = {&b.model, path, prefill.count ? prefill.values[0] : 16,
+                         b.seed,   json, NULL};
     if (first_token)
         return strcmp(first_token, "both") == 0 ? bench_first_both(&alone)
                                                 : bench_first_here(&alone);
     size_t most;
-    code = add_tests(&b, &prefill, &decode, &depths, &most) ? CLI_OK : CLI_USAGE;
+    code = bench_model_add(&b, &prefill, &decode, &depths, &most) ? CLI_OK : CLI_USAGE;
     if (code == CLI_OK)
         code = measure(&b, path, most, json ? "json" : csv ? "csv" : "table");
     for (uint32_t i = 0; i < b.test_count; i++)

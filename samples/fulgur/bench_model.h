@@ -32,6 +32,7 @@ typedef struct bench_test {
     uint32_t dispatches, submits; /* per token; decode only */
     double experts;               /* distinct ones a layer, on average over the layers ... */
     uint32_t least_experts;       /* ... and in the layer with fewest */
+    bool left_out;                /* no time was left */
     const char *wrong;            /* NULL: logits finite, and the same bits in every repetition */
     bench_op ops[BENCH_OPS];
     uint32_t op_count;
@@ -42,12 +43,23 @@ typedef struct bench_run {
     bench_test tests[BENCH_TESTS];
     uint32_t test_count, reps;
     uint64_t seed;
+    uint64_t until_ns; /* not 0: tests that would begin later are left out */
     bool profile;
     const char *name;          /* preset or folder */
     ful_type type;             /* of most weights */
     uint64_t peak_bytes;       /* held by the measured runs */
     double read, copy, matrix; /* what the device can do, bytes/s and FLOP/s; 0: not measured */
 } bench_run;
+
+/* Every test at every depth; *most is what the longest needs of a session. False after printing
+ * why not. free() each tokens_per_s. */
+bool bench_model_add(bench_run *b, const bench_list *prefill, const bench_list *decode,
+                     const bench_list *depths, size_t *most);
+/* Runs them on b->model, whose session is then one with timestamps around every op. Returns an exit
+ * code after printing what went wrong. */
+int bench_model_tests(bench_run *b, size_t most);
+/* GB/s: weights alone, the least that a decoded token must read. */
+double bench_weight_gbps(const bench_test *t);
 
 void bench_model_table(const bench_run *b);
 void bench_model_csv(const bench_run *b);
@@ -62,6 +74,7 @@ typedef struct bench_first {
     uint32_t prompt;
     uint64_t seed;
     bool json;
+    FILE *out; /* NULL: standard output */
 } bench_first;
 int bench_first_here(const bench_first *f);
 int bench_first_both(const bench_first *f);

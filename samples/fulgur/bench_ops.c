@@ -13,36 +13,11 @@ static const bench_shape shapes[] = {
     {"small", 1024, 8, 2, 128, 64, 8, 2, 1536, 8192},
     {"tiny", 256, 8, 2, 64, 32, 8, 2, 512, 1024},
 };
-enum { SHAPE_COUNT = sizeof shapes / sizeof *shapes, MOST_ROWS = 16, MOST_REPS = 101 };
+enum { SHAPE_COUNT = sizeof shapes / sizeof *shapes, MOST_REPS = 101 };
 
-typedef struct row_list {
-    uint32_t values[MOST_ROWS];
-    uint32_t count;
-} row_list;
-
-typedef struct result {
-    const char *op;
-    char detail[64];
-    uint32_t rows;
-    double us, least, most; /* of the device; wall clock where it has no timestamps */
-    double gbps, tflops, of_copy, of_rate;
-    double error, limit;
-    const char *wrong;
-} result;
-
-typedef struct ops_run {
-    cli_model model;
-    const bench_shape *shape;
-    const char *shape_text, *type_text, *filter, *rows_text;
-    ful_type type;
-    bool half, json, csv;
-    uint32_t reps, count;
-    uint64_t seed;
-    double copy, rate; /* of the device: bytes/s, FLOP/s */
-    const char *rate_name;
-    row_list rows; /* empty: each op's own */
-    bool failed;
-} ops_run;
+typedef bench_rows row_list;
+typedef bench_result result;
+typedef bench_ops_run ops_run;
 
 /* Prompts and steps that the published figures of this field are given for. */
 static const row_list prompts = {{1024, 4096, 16384, 65536}, 4}, experts = {{512, 2048, 8192}, 3},
@@ -77,11 +52,11 @@ static bool parse_rows(const char *name, const char *text, row_list *out)
         char *end;
         unsigned long v = strtoul(p, &end, 10);
         if (end == p || *p == '-' || v == 0 || v > 1u << 20 || (*end && *end != ',') ||
-            out->count == MOST_ROWS) {
+            out->count == BENCH_MOST_ROWS) {
             fprintf(stderr,
                     "fulgur bench ops: --%s takes up to %d numbers from 1 to 1048576 with commas "
                     "between, not '%s'\n",
-                    name, MOST_ROWS, text);
+                    name, BENCH_MOST_ROWS, text);
             return false;
         }
         out->values[out->count++] = (uint32_t)v;
@@ -170,6 +145,8 @@ static bool measure(ops_run *b, bench_case *c, result *r)
     r->limit = c->limit;
     if (!(c->error <= c->limit))
         r->wrong = "wrong";
+    r->bytes = c->bytes;
+    r->flops = c->flops;
     r->gbps = c->bytes / s.median / 1e3;
     r->tflops = c->flops / s.median / 1e6;
     r->of_copy = b->copy > 0.0 ? 100.0 * r->gbps * 1e9 / b->copy : 0.0;
@@ -186,8 +163,7 @@ static bool count_tuned(void *ctx, const ful_tune_trial *choice)
     return true;
 }
 
-/* Kernels chosen by `fulgur tune` and not by the library's rules. */
-static uint32_t tuned_choices(const ful_device *device)
+uint32_t bench_tuned_choices(const ful_device *device)
 {
     uint32_t count = 0;
     return ful_device_tuning(device, count_tuned, &count) == FUL_OK ? count : 0;
@@ -195,7 +171,7 @@ static uint32_t tuned_choices(const ful_device *device)
 
 static void print_head(const ops_run *b)
 {
-    uint32_t tuned = tuned_choices(b->model.device);
+    uint32_t tuned = bench_tuned_choices(b->model.device);
     const ful_device_info *d = ful_device_get_info(b->model.device);
     if (b->json) {
         printf("{\"device\": ");
@@ -258,7 +234,7 @@ static void print_result(ops_run *b, const result *r)
 
 /* ---- all of them ---- */
 
-static void run_case(ops_run *b, const bench_kind *kind, uint32_t rows)
+static result run_case(ops_run *b, const bench_kind *kind, uint32_t rows)
 {
     uint64_t now = 0, peak = 0;
     ful_device_memory(b->model.device, &now, &peak);
@@ -278,17 +254,12 @@ static void run_case(ops_run *b, const bench_kind *kind, uint32_t rows)
         ful_stream_begin(&c.stream, c.device, ful_stream_params(.half = b->half)) == FUL_OK &&
         kind->make(&c) && measure(b, &c, &r);
     memcpy(r.detail, c.detail, sizeof r.detail);
-    if (good) {
-        b->failed |= r.wrong != NULL;
-        print_result(b, &r);
-    } else if (c.skip) {
-        fprintf(stderr, "fulgur bench ops: %s of %u rows left out: %s\n", kind->name, rows, c.skip);
-    } else {
-        fprintf(stderr, "fulgur bench ops: %s of %u rows: %s\n", kind->name, rows,
-                ful_last_error());
-        b->failed = true;
-    }
+    r.fault = !good && !c.skip;
+    if (!good)
+        snprintf(r.left_out, sizeof r.left_out, "%s", c.skip ? c.skip : ful_last_error());
+    b->failed |= r.fault || (good && r.wrong);
     bench_case_free(&c);
+    return r;
 }
 
 static void measure_limits(ops_run *b)
@@ -307,6 +278,16 @@ static void measure_limits(ops_run *b)
         }
 }
 
+static void take(ops_run *b, result r)
+{
+    if (!r.left_out[0])
+        print_result(b, &r);
+    else if (r.fault)
+        fprintf(stderr, "fulgur bench ops: %s of %u rows: %s\n", r.op, r.rows, r.left_out);
+    else
+        fprintf(stderr, "fulgur bench ops: %s of %u rows left out: %s\n", r.op, r.rows, r.left_out);
+}
+
 static void run_all(ops_run *b)
 {
     measure_limits(b);
@@ -317,7 +298,7 @@ static void run_all(ops_run *b)
             continue;
         const row_list *rows = rows_of(b, kind);
         for (uint32_t i = 0; i < rows->count && !cli_interrupted(); i++)
-            run_case(b, kind, rows->values[i]);
+            take(b, run_case(b, kind, rows->values[i]));
     }
     if (b->json)
         printf("\n]}\n");
@@ -327,7 +308,42 @@ static void run_all(ops_run *b)
                "from double precision over its norm\n");
 }
 
-static bool choose(ops_run *b)
+/* A case is run at least five times; the work of attention grows with the square of a prompt. */
+static bool has_time(const result *smaller, uint32_t rows, uint64_t until_ns)
+{
+    enum { RUNS = 5 };
+    uint64_t now = cli_now_ns();
+    double ratio = (double)rows / (double)smaller->rows;
+    if (strcmp(smaller->op, "attention prefill") == 0)
+        ratio *= ratio;
+    return now < until_ns && smaller->us * 1e3 * ratio * RUNS < (double)(until_ns - now);
+}
+
+void bench_ops_some(ops_run *b, uint64_t until_ns, void (*give)(void *ctx, const result *r),
+                    void *ctx)
+{
+    enum { MOST_KINDS = 64 };
+    result first[MOST_KINDS] = {0};
+    for (uint32_t round = 0; round < 2; round++)
+        for (uint32_t k = 0; k < bench_kind_count && k < MOST_KINDS && !cli_interrupted(); k++) {
+            const row_list *rows = rows_of(b, &bench_kinds[k]);
+            uint32_t n = rows->values[round ? rows->count / 2 : 0];
+            result r = {.op = bench_kinds[k].name, .rows = n};
+            if (round == 0)
+                first[k] = r;
+            else if (rows->count < 2 || first[k].left_out[0])
+                continue;
+            if (has_time(&first[k], n, until_ns))
+                r = run_case(b, &bench_kinds[k], n);
+            else
+                snprintf(r.left_out, sizeof r.left_out, "no time left");
+            if (round == 0)
+                first[k] = r;
+            give(ctx, &r);
+        }
+}
+
+bool bench_ops_choose(ops_run *b)
 {
     static const ful_type types[] = {FUL_TYPE_F16, FUL_TYPE_BF16, FUL_TYPE_F32};
     bool cpu = ful_device_get_info(b->model.device)->kind == FUL_DEVICE_CPU;
@@ -378,7 +394,7 @@ static int run(int argc, char **argv)
         return CLI_FAILED;
     cli_watch_interrupt();
     code = cli_open_device(&b.model) == FUL_OK ? CLI_OK : cli_fail("device");
-    if (code == CLI_OK && !choose(&b))
+    if (code == CLI_OK && !bench_ops_choose(&b))
         code = CLI_USAGE;
     if (code == CLI_OK)
         run_all(&b);

@@ -56,6 +56,51 @@ struct bench_case {
     const char *skip;
 };
 
+/* What one case gave. */
+typedef struct bench_result {
+    const char *op;
+    char detail[64];
+    uint32_t rows;
+    double us, least, most; /* of the device; wall clock where it has no timestamps */
+    double bytes, flops;    /* what must move and be computed at least */
+    double gbps, tflops, of_copy, of_rate;
+    double error, limit;
+    const char *wrong;  /* not NULL: no figures */
+    char left_out[160]; /* not empty: why it was not measured */
+    bool fault;         /* left_out is an error of the library's */
+} bench_result;
+
+enum { BENCH_MOST_ROWS = 16 };
+typedef struct bench_rows {
+    uint32_t values[BENCH_MOST_ROWS];
+    uint32_t count;
+} bench_rows;
+
+/* Options and limits of a run over the ops. */
+typedef struct bench_ops_run {
+    cli_model model;
+    const bench_shape *shape;
+    const char *shape_text, *type_text, *filter, *rows_text;
+    ful_type type;
+    bool half, json, csv;
+    uint32_t reps, count;
+    uint64_t seed;
+    double copy, rate; /* of the device: bytes/s, FLOP/s */
+    const char *rate_name;
+    bench_rows rows; /* empty: each op's own */
+    bool failed;
+} bench_ops_run;
+
+/* Sizes, weights and arithmetic by the texts or by what suits the device; false after printing
+ * which text can't be read. */
+bool bench_ops_choose(bench_ops_run *b);
+/* Every op at two of its sizes, the smaller of each op first; those that would take until after
+ * `until_ns` are left out. */
+void bench_ops_some(bench_ops_run *b, uint64_t until_ns,
+                    void (*take)(void *ctx, const bench_result *r), void *ctx);
+/* Kernels chosen by `fulgur tune` and not by the library's rules. */
+uint32_t bench_tuned_choices(const ful_device *device);
+
 void bench_case_free(bench_case *c);
 /* Inputs that a run changes, as they were. */
 bool bench_case_restore(bench_case *c);

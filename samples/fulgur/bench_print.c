@@ -14,8 +14,7 @@ static void test_name(const bench_test *t, char *out, size_t bytes)
     snprintf(out, bytes, "%s%u", t->decode ? "tg" : "pp", t->tokens);
 }
 
-/* Weights alone: the least that a decoded token must read. */
-static double weight_gbps(const bench_test *t)
+double bench_weight_gbps(const bench_test *t)
 {
     return t->weight_bytes * t->rate.median / 1e9;
 }
@@ -64,8 +63,8 @@ void bench_model_table(const bench_run *b)
         printf("%-8s %8u %12.1f %21s %10.2f %10.2f ", name, t->depth, t->rate.median, spread,
                t->gpu_ns / 1e3, t->cpu_ns / 1e3);
         if (t->decode)
-            printf("%10.2f %8.1f %5.1f%% %6u %6u", t->host_ns / 1e3, weight_gbps(t),
-                   b->read > 0.0 ? weight_gbps(t) * 1e11 / b->read : 0.0, t->dispatches,
+            printf("%10.2f %8.1f %5.1f%% %6u %6u", t->host_ns / 1e3, bench_weight_gbps(t),
+                   b->read > 0.0 ? bench_weight_gbps(t) * 1e11 / b->read : 0.0, t->dispatches,
                    t->submits);
         else
             printf("%10s %8s %6s %6s %6s", "", "", "", "", "");
@@ -117,7 +116,7 @@ void bench_model_csv(const bench_run *b)
         else
             printf("%.3f,%.3f,%.3f,%u,%.3f,%.3f,%.3f,%.3f,%u,%u,%.2f,same\n", t->rate.median,
                    t->rate.least, t->rate.most, b->reps, t->gpu_ns / 1e3, t->cpu_ns / 1e3,
-                   t->host_ns / 1e3, weight_gbps(t), t->decode ? t->dispatches : 0,
+                   t->host_ns / 1e3, bench_weight_gbps(t), t->decode ? t->dispatches : 0,
                    t->decode ? t->submits : 0, t->experts);
     }
 }
@@ -143,7 +142,7 @@ static void json_test(const bench_test *t, bool last)
         if (t->decode)
             printf("\"host_us_per_token\": %.3f, \"weight_gb_per_s\": %.3f, \"dispatches\": %u, "
                    "\"submits\": %u, ",
-                   t->host_ns / 1e3, weight_gbps(t), t->dispatches, t->submits);
+                   t->host_ns / 1e3, bench_weight_gbps(t), t->dispatches, t->submits);
     }
     printf("\"experts\": %.2f, \"least_experts\": %u, \"profiled_tokens\": %u, \"ops\": [",
            t->experts, t->least_experts, t->profiled_tokens);

@@ -243,25 +243,30 @@ int32_t *cli_encode(const ful_tokenizer *t, const char *text, size_t bytes, int3
     return ids;
 }
 
-void cli_print_json_string(const char *text, size_t bytes)
+void cli_write_json_string(FILE *file, const char *text, size_t bytes)
 {
     char out[FUL_UTF8_STREAM_ROOM(1)];
     ful_utf8_stream stream = {0};
-    putchar('"');
+    fputc('"', file);
     for (size_t i = 0; i <= bytes; i++) {
         size_t n = i < bytes ? ful_utf8_stream_push(&stream, text + i, 1, out)
                              : ful_utf8_stream_finish(&stream, out);
         for (size_t j = 0; j < n; j++) {
             unsigned char c = (unsigned char)out[j];
             if (c == '"' || c == '\\')
-                printf("\\%c", c);
+                fprintf(file, "\\%c", c);
             else if (c < 32)
-                printf("\\u%04x", c);
+                fprintf(file, "\\u%04x", c);
             else
-                putchar(c);
+                fputc(c, file);
         }
     }
-    putchar('"');
+    fputc('"', file);
+}
+
+void cli_print_json_string(const char *text, size_t bytes)
+{
+    cli_write_json_string(stdout, text, bytes);
 }
 
 /* ---- Ctrl-C and time ---- */

@@ -121,6 +121,7 @@ ful_type cli_type(const char *name); /* of "f32", "f16", "bf16"; NULL: the defau
 bool cli_is_terminal(FILE *file);
 uint64_t cli_now_ns(void);
 /* With quotes; bytes that are no UTF-8 become U+FFFD. */
+void cli_write_json_string(FILE *file, const char *text, size_t bytes);
 void cli_print_json_string(const char *text, size_t bytes);
 
 #endif

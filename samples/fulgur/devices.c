@@ -35,6 +35,8 @@ static void print_text(const ful_device_info *d)
            d->usable ? "" : "  NOT USABLE: ", d->usable ? "" : d->why_not);
     printf("   driver     %s\n   uuid       ", d->driver);
     print_uuid(d->uuid);
+    if (d->pci[0])
+        printf("\n   pci        %s", d->pci);
     printf("\n   api        %u.%u.%u\n", c->api_version >> 22 & 127, c->api_version >> 12 & 1023,
            c->api_version & 4095);
     printf("   memory     %.0f MiB on the device, %.0f of it writable by the host%s\n",
@@ -75,7 +77,8 @@ static void print_json(const ful_device_info *d)
     cli_print_json_string(d->driver, strlen(d->driver));
     printf(", \"uuid\": \"");
     print_uuid(d->uuid);
-    printf("\", \"usable\": %s, \"why_not\": ", d->usable ? "true" : "false");
+    printf("\", \"pci\": \"%s\", \"usable\": %s, \"why_not\": ", d->pci,
+           d->usable ? "true" : "false");
     cli_print_json_string(d->why_not, strlen(d->why_not));
     printf(
         ", \"vendor_id\": %u, \"device_id\": %u, \"api_version\": %u, \"memory_bytes\": %llu, "
