@@ -1,12 +1,14 @@
 # What the library is built from. Sets the targets fulgur_vulkan (headers of Vulkan and volk),
-# PkgConfig::FULGUR_JANSSON, PkgConfig::FULGUR_PCRE2, PkgConfig::FULGUR_UTF8PROC, Threads::Threads
-# and the variable FULGUR_LIBM.
+# PkgConfig::FULGUR_JANSSON, Threads::Threads, with the tokenizer PkgConfig::FULGUR_PCRE2 and
+# PkgConfig::FULGUR_UTF8PROC, and the variable FULGUR_LIBM.
 
 find_package(PkgConfig REQUIRED)
 # GLOBAL: a project that adds this one by add_subdirectory links these through fulgur.
 pkg_check_modules(FULGUR_JANSSON REQUIRED IMPORTED_TARGET GLOBAL jansson>=2.10)
-pkg_check_modules(FULGUR_PCRE2 REQUIRED IMPORTED_TARGET GLOBAL libpcre2-8>=10.30)
-pkg_check_modules(FULGUR_UTF8PROC REQUIRED IMPORTED_TARGET GLOBAL libutf8proc>=2.4)
+if(FULGUR_TOKENIZER)
+    pkg_check_modules(FULGUR_PCRE2 REQUIRED IMPORTED_TARGET GLOBAL libpcre2-8>=10.30)
+    pkg_check_modules(FULGUR_UTF8PROC REQUIRED IMPORTED_TARGET GLOBAL libutf8proc>=2.4)
+endif()
 
 if(NOT TARGET Threads::Threads)
     set(THREADS_PREFER_PTHREAD_FLAG ON)

@@ -19,7 +19,7 @@ typedef struct ful_tokenizer ful_tokenizer;
  * behind a Split regex, with NFC or no normalisation. Its truncation and padding settings are
  * ignored. The instance must outlive the tokenizer. Errors: FUL_ERR_IO, FUL_ERR_FORMAT (malformed
  * or contradicting itself), FUL_ERR_UNSUPPORTED (another kind of tokenizer; the line names what
- * differs), FUL_ERR_HOST_MEMORY. */
+ * differs; or a library built without: FULGUR_TOKENIZER=OFF), FUL_ERR_HOST_MEMORY. */
 FUL_API ful_result ful_tokenizer_load(ful_tokenizer **out, ful_instance *instance,
                                       const char *path);
 FUL_API void ful_tokenizer_destroy(ful_tokenizer **tokenizer);
