@@ -16,6 +16,7 @@
 // puts the row's largest magnitude into [2^13, 2^14); products and sums stay f32.
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
 #include "inc/lightning.glsl"
 #include "inc/math.glsl"
 #include "inc/step.glsl"
@@ -156,7 +157,8 @@ void main()
             sum[n] = 0;
         // Beyond the last real token the last one stands in: what is computed there is not used.
         uint key = min(j, m - 1);
-        for (uint d = 0; d < D4; d++) {
+        // Unrolled whole, it would have all of q and k in registers.
+        [[dont_unroll]] for (uint d = 0; d < D4; d++) {
             vec4 k = qkv[base + key * push.qkv_stride4 + D4 + d];
 #ifdef HALF
             k = rounded(k, forward[C + key]);

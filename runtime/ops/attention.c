@@ -196,7 +196,8 @@ static bool plan_matrix(const op_context *ctx, uint64_t pairs, uint32_t head_dim
     p->matrix = caps->matrix[0];
     if (head_dim % p->matrix.n != 0 || head_dim % p->matrix.k != 0)
         return false;
-    uint32_t lanes = caps->matrix_subgroup, most = 8;
+    /* More than 256 invocations of wide subgroups have too few registers each. */
+    uint32_t lanes = caps->matrix_subgroup, most = lanes < 64 ? 8 : 4;
     while (most > 1 && most * lanes > caps->workgroup_invocations)
         most /= 2;
     uint32_t wanted = most;

@@ -28,9 +28,22 @@ static uint32_t shared_bytes(const lightning_tiles *t, uint32_t head_dim)
     return 16 * vectors + 4 * (t->tile * t->tile + 7 * t->block + wg) + 2 * t->block + 16;
 }
 
+/* What an invocation of a wide subgroup holds of q, v and the state. Some devices keep fragments of
+ * inputs several times in one subgroup: 16 x 16 halves then take eight registers, however wide it
+ * is. */
+static uint32_t wide_registers(const lightning_tiles *t, uint32_t head_dim)
+{
+    uint32_t rows = t->block / t->row_subgroups / t->tile;
+    uint32_t columns = t->slice / t->column_subgroups / t->tile;
+    uint32_t keys = head_dim / t->row_subgroups / t->tile;
+    return 8 * (rows * (head_dim / t->tile) + t->block / t->tile * columns) + 4 * keys * columns;
+}
+
 static bool fits(const ful_caps *caps, const lightning_tiles *t, uint32_t head_dim)
 {
     uint32_t wg = t->row_subgroups * t->column_subgroups * t->subgroup;
+    if (t->subgroup >= 64 && wide_registers(t, head_dim) > 96)
+        return false;
     return t->block % (t->row_subgroups * t->tile) == 0 &&
            t->block % (t->column_subgroups * t->tile) == 0 &&
            t->slice % (t->column_subgroups * t->tile) == 0 &&

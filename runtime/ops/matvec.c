@@ -113,10 +113,10 @@ matvec_spread matvec_spread_choose(const op_context *ctx, ful_type type, uint32_
     return s;
 }
 
-/* Where small subgroups share a register file of fixed size. */
-static bool few_registers(const matvec_spread *s)
+/* Where small subgroups share a register file of fixed size, and on GPUs of phones and laptops. */
+static bool few_registers(const op_context *ctx, const matvec_spread *s)
 {
-    return s->group < 32;
+    return s->group < 32 || op_small_device(ctx->device);
 }
 
 /* With one row the workgroup can normalise x once into shared memory, where it and the sums fit. A
@@ -124,7 +124,8 @@ static bool few_registers(const matvec_spread *s)
 static bool stage(const op_context *ctx, ful_type type, uint32_t cols, matvec_spread *s)
 {
     const ful_caps *caps = device_caps(ctx->device);
-    uint32_t wg = s->wg, most = least(cols > 4096 ? 512 : 256, 16 * s->group);
+    bool few = few_registers(ctx, s);
+    uint32_t wg = s->wg, most = least(cols > 4096 && !few ? 512 : 256, 16 * s->group);
     if (s->lanes == wg)
         return false; /* one line, which reads everything once in any case */
     while (s->subgroup && wg * 2 <= most && wg * 2 <= caps->workgroup_invocations &&
@@ -138,7 +139,7 @@ static bool stage(const op_context *ctx, ful_type type, uint32_t cols, matvec_sp
      * registers then hold too few workgroups. */
     uint32_t each = (cols / 8 + s->lanes - 1) / s->lanes;
     uint32_t loads = tuned_or(device_tuning(ctx->device).matvec_loads, LOADS);
-    s->unroll = unroll_of(s, type, 1, each, wg > 256 || few_registers(s) ? loads / 2 : loads);
+    s->unroll = unroll_of(s, type, 1, each, wg > 256 || few ? loads / 2 : loads);
     return true;
 }
 
@@ -153,7 +154,7 @@ static bool tile(const op_context *ctx, uint32_t held, matvec_spread *s)
         return false;
     s->wg = wg;
     s->unroll = 1;
-    if (held > 4 && few_registers(s))
+    if (held > 4 && few_registers(ctx, s))
         s->cols = least(s->cols, 2);
     return true;
 }

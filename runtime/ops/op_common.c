@@ -10,6 +10,11 @@ bool op_half_usable(const ful_device *device)
     return (caps->features & need) == need && caps->storage_buffers >= 6;
 }
 
+bool op_small_device(const ful_device *device)
+{
+    return ful_device_get_info(device)->kind == FUL_DEVICE_INTEGRATED;
+}
+
 static uint64_t common_divisor(uint64_t a, uint64_t b)
 {
     while (b != 0) {

@@ -4,6 +4,10 @@
 
 #include "ops/op.h"
 
+/* GPUs of phones and laptops: a workgroup of many invocations, or many sums held by each, spill
+ * there. */
+bool op_small_device(const ful_device *device);
+
 static inline uint32_t div_up_u32(uint32_t a, uint32_t b)
 {
     return a / b + (a % b != 0);

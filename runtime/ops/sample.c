@@ -1,5 +1,5 @@
 /* Drawing a token on the device. */
-#include "ops/op.h"
+#include "ops/op_common.h"
 
 uint64_t op_sample_scratch_bytes(const op_context *ctx, uint32_t vocab)
 {
@@ -14,7 +14,7 @@ ful_result op_sample(const op_context *ctx, const op_sample_args *args)
         return fail(FUL_ERR_ARGUMENT, "sampling from no logits");
     const ful_caps *caps = device_caps(ctx->device);
     /* 24 bytes of shared memory an invocation, and a few words. */
-    uint32_t wg = op_wide(ctx) ? 1024 : 32;
+    uint32_t wg = !op_wide(ctx) ? 32 : op_small_device(ctx->device) ? 512 : 1024;
     /* Older CPU drivers leave a shader after 65,535 turns of its loops; the longest search makes
      * some eighty passes. */
     while (wg < 512 && args->vocab / wg >= 65535 / 80)
