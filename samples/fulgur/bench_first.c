@@ -93,7 +93,7 @@ int bench_first_here(const bench_first *p)
         return code;
     uint64_t loaded = cli_now_ns();
     if (feed_prompt(m, prompt, p->seed, &f) != FUL_OK) {
-        code = cli_fail("first token");
+        code = cli_interrupted() ? CLI_INTERRUPTED : cli_fail("first token");
         cli_close_model(m);
         return code;
     }

@@ -163,10 +163,10 @@ static int measure_device(report_run *r)
 
 static bool add_tests(report_run *r, size_t *most)
 {
-    bool cpu =
-        strcmp(json_string_value(report_at(r->root, "/device/kind")), "CPU") == 0 || r->quick;
-    bench_list prefill = {{cpu ? 128 : 512}, 1}, decode = {{cpu ? 32 : 128}, 1};
-    bench_list depths = {{0, cpu ? 512 : 4096}, r->quick ? 1 : 2};
+    const char *kind = json_string_value(report_at(r->root, "/device/kind"));
+    bool less = r->quick || (kind && strcmp(kind, ful_device_kind_name(FUL_DEVICE_CPU)) == 0);
+    bench_list prefill = {{less ? 128 : 512}, 1}, decode = {{less ? 32 : 128}, 1};
+    bench_list depths = {{0, less ? 512 : 4096}, r->quick ? 1 : 2};
     return bench_model_add(&r->bench, &prefill, &decode, &depths, most);
 }
 
@@ -229,7 +229,7 @@ static int measure(report_run *r)
                             : json_null());
     say("time to the first token");
     json_t *first = first_token(r);
-    if (code == CLI_OK)
+    if (!cli_interrupted())
         code = measure_device(r);
     if (code == CLI_OK && !cli_interrupted())
         code = measure_model(r);

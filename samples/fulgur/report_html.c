@@ -452,6 +452,11 @@ static void write_rest(FILE *f, const json_t *root)
         text_at(f, root, "/correctness/greedy/text", "");
         fputs("</pre></section>\n", f);
     }
+    if (json_is_string(report_at(root, "/correctness/greedy/left_out"))) {
+        fputs("<section><h2>Greedy text</h2>\n<p class=\"soft\">Not available: ", f);
+        text_at(f, root, "/correctness/greedy/left_out", "");
+        fputs("</p></section>\n", f);
+    }
     fputs("<section><h2>Versions</h2><dl>", f);
     for (size_t i = 0; i < COUNT(names); i++) {
         char pointer[POINTER_BYTES];

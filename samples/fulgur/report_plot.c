@@ -119,10 +119,10 @@ static bool fit(frame *a, const json_t *results, double bandwidth, double peak)
     return true;
 }
 
-/* Decades; those far below one as short as can be. */
+/* Decades; those far from one as short as can be. */
 static void decade_text(FILE *f, double exponent)
 {
-    if (exponent < -3.5)
+    if (fabs(exponent) > 3.5)
         fprintf(f, "1e%.0f", exponent);
     else
         fprintf(f, "%g", pow(10.0, exponent));
