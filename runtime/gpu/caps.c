@@ -98,6 +98,9 @@ static void limit64(uint64_t *v, uint64_t limit)
 void caps_remove(uint32_t features, ful_caps *caps)
 {
     caps->features &= ~features;
+    /* Vulkan 1.0 takes SPIR-V 1.0, which only the kernels that need no feature are. */
+    if (caps->api_version < VK_API_VERSION_1_1)
+        caps->features &= FUL_FEATURE_TIMESTAMP | FUL_FEATURE_PORTABILITY;
     /* Cooperative matrices and fixed subgroup sizes mean nothing without subgroups. */
     if (!(caps->features & FUL_FEATURE_SUBGROUP)) {
         caps->features &= ~(uint32_t)(FUL_FEATURE_COOPMAT | FUL_FEATURE_SUBGROUP_SIZE);
@@ -224,12 +227,6 @@ bool caps_meet_floor(const ful_caps *caps, const ful_caps *raw, char *why, size_
         {"bytes in a uniform binding", caps->uniform_range_bytes, 16384},
     };
     why[0] = 0;
-    if (caps->api_version < VK_API_VERSION_1_1) {
-        snprintf(why, bytes, "Vulkan %u.%u, needs 1.1",
-                 (unsigned)VK_API_VERSION_MAJOR(caps->api_version),
-                 (unsigned)VK_API_VERSION_MINOR(caps->api_version));
-        return false;
-    }
     for (size_t i = 0; i < sizeof(least) / sizeof(least[0]); i++) {
         if (least[i].have >= least[i].need)
             continue;

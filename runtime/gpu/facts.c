@@ -7,6 +7,8 @@
 
 /* Extensions that became core in `core` (0: never). */
 typedef enum extension {
+    EXT_STORAGE_CLASS,
+    EXT_MAINTENANCE3,
     EXT_8BIT,
     EXT_FLOAT16_INT8,
     EXT_DRIVER_PROPERTIES,
@@ -28,6 +30,8 @@ static const struct extension_row {
     const char *name;
     uint32_t core;
 } extension_rows[EXT_COUNT] = {
+    [EXT_STORAGE_CLASS] = {VK_KHR_STORAGE_BUFFER_STORAGE_CLASS_EXTENSION_NAME, VK_API_VERSION_1_1},
+    [EXT_MAINTENANCE3] = {VK_KHR_MAINTENANCE_3_EXTENSION_NAME, VK_API_VERSION_1_1},
     [EXT_8BIT] = {VK_KHR_8BIT_STORAGE_EXTENSION_NAME, VK_API_VERSION_1_2},
     [EXT_FLOAT16_INT8] = {VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME, VK_API_VERSION_1_2},
     [EXT_DRIVER_PROPERTIES] = {VK_KHR_DRIVER_PROPERTIES_EXTENSION_NAME, VK_API_VERSION_1_2},
@@ -246,6 +250,84 @@ static bool queue_choose(const ful_instance *in, VkPhysicalDevice physical, devi
     return true;
 }
 
+/* What every device has, once its properties and features are read. */
+static ful_result facts_settle(const VkPhysicalDeviceProperties *plain, VkDriverId driver,
+                               bool queue, device_facts *facts)
+{
+    ful_device_info *info = &facts->info;
+    ful_caps *caps = &info->caps;
+    if (queue && facts->timestamp_bits > 0 && caps->timestamp_period_ns > 0)
+        caps->features |= FUL_FEATURE_TIMESTAMP;
+    caps_remove(0, caps); /* makes what depends on absent features absent, too */
+    facts->raw = *caps;
+    caps_identity identity = {plain->vendorID, plain->deviceID, driver};
+    caps_distrust(&identity, caps);
+    TRY(caps_apply(getenv("FULGUR_CAPS"), "FULGUR_CAPS", caps));
+    info->usable = caps_meet_floor(caps, &facts->raw, info->why_not, sizeof(info->why_not));
+    if (info->usable && !queue) {
+        info->usable = false;
+        snprintf(info->why_not, sizeof(info->why_not), "no queue that can compute");
+    }
+    return FUL_OK;
+}
+
+static void memory_read(device_facts *facts)
+{
+    ful_caps *caps = &facts->info.caps;
+    vkGetPhysicalDeviceMemoryProperties(facts->physical, &facts->memory);
+    caps->device_memory_bytes = memory_local_bytes(&facts->memory, false);
+    caps->host_visible_local_bytes = memory_local_bytes(&facts->memory, true);
+    caps->unified_memory = memory_is_unified(&facts->memory, facts->info.kind);
+}
+
+/* Vulkan 1.0 with two extensions is enough for the kernels of the floor. */
+static ful_result facts_read_1_0(const ful_instance *in, const VkPhysicalDeviceProperties *plain,
+                                 uint32_t usable, device_facts *facts)
+{
+    ful_device_info *info = &facts->info;
+    ful_caps *caps = &info->caps;
+    VkPhysicalDeviceDriverProperties driver;
+    memset(&driver, 0, sizeof(driver));
+    /* volk's globals are those of core; this one belongs to the instance. */
+    PFN_vkGetPhysicalDeviceProperties2KHR get =
+        (PFN_vkGetPhysicalDeviceProperties2KHR)vkGetInstanceProcAddr(
+            in->vk, "vkGetPhysicalDeviceProperties2KHR");
+    bool acceptable = in->properties2 && get != NULL && (usable & 1u << EXT_STORAGE_CLASS);
+    memory_read(facts);
+    caps->allocation_bytes = 1u << 30;
+    caps->subgroup_size = caps->subgroup_min = caps->subgroup_max = 1;
+    if (acceptable) {
+        VkPhysicalDeviceProperties2 props = {.sType =
+                                                 VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2};
+        VkPhysicalDeviceIDProperties id;
+        VkPhysicalDeviceMaintenance3Properties maintenance3;
+        memset(&id, 0, sizeof(id));
+        memset(&maintenance3, 0, sizeof(maintenance3));
+        void *tail = &props;
+        if (in->device_ids)
+            chain(&tail, &id, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_ID_PROPERTIES);
+        if (usable & 1u << EXT_DRIVER_PROPERTIES)
+            chain(&tail, &driver, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES);
+        if (usable & 1u << EXT_MAINTENANCE3)
+            chain(&tail, &maintenance3, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES);
+        get(facts->physical, &props);
+        memcpy(info->uuid, id.deviceUUID, VK_UUID_SIZE);
+        memcpy(facts->driver_uuid, id.driverUUID, VK_UUID_SIZE);
+        if (maintenance3.maxMemoryAllocationSize > 0)
+            caps->allocation_bytes = maintenance3.maxMemoryAllocationSize;
+    }
+    driver_text(plain, &driver, info->driver, sizeof(info->driver));
+    bool queue = queue_choose(in, facts->physical, facts);
+    TRY(facts_settle(plain, driver.driverID, queue, facts));
+    if (info->usable && !acceptable) {
+        info->usable = false;
+        snprintf(info->why_not, sizeof(info->why_not),
+                 "Vulkan 1.0 without VK_KHR_get_physical_device_properties2 or "
+                 "VK_KHR_storage_buffer_storage_class");
+    }
+    return FUL_OK;
+}
+
 ful_result facts_read(const ful_instance *in, VkPhysicalDevice physical, uint32_t index,
                       device_facts *facts)
 {
@@ -266,16 +348,11 @@ ful_result facts_read(const ful_instance *in, VkPhysicalDevice physical, uint32_
     caps->api_version = facts->api_version;
     limits_read(&plain.limits, caps);
     facts->max_allocations = plain.limits.maxMemoryAllocationCount;
-    if (plain.apiVersion < VK_API_VERSION_1_1) {
-        facts->raw = *caps;
-        driver_text(&plain, &(VkPhysicalDeviceDriverProperties){0}, info->driver,
-                    sizeof(info->driver));
-        caps_meet_floor(caps, &facts->raw, info->why_not, sizeof(info->why_not));
-        return FUL_OK;
-    }
-
     uint32_t usable;
     TRY(extensions_read(in, physical, facts->api_version, &usable));
+    if (plain.apiVersion < VK_API_VERSION_1_1)
+        return facts_read_1_0(in, &plain, usable, facts);
+
     VkPhysicalDeviceProperties2 props = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2};
     VkPhysicalDeviceIDProperties id;
     VkPhysicalDeviceSubgroupProperties subgroup;
@@ -321,10 +398,7 @@ ful_result facts_read(const ful_instance *in, VkPhysicalDevice physical, uint32_
     caps->allocation_bytes = maintenance3.maxMemoryAllocationSize;
     if (maintenance4.maxBufferSize && maintenance4.maxBufferSize < caps->allocation_bytes)
         caps->allocation_bytes = maintenance4.maxBufferSize;
-    vkGetPhysicalDeviceMemoryProperties(physical, &facts->memory);
-    caps->device_memory_bytes = memory_local_bytes(&facts->memory, false);
-    caps->host_visible_local_bytes = memory_local_bytes(&facts->memory, true);
-    caps->unified_memory = memory_is_unified(&facts->memory, info->kind);
+    memory_read(facts);
 
     caps->features = features_bits(&have);
     caps->subgroup_size = subgroup.subgroupSize ? subgroup.subgroupSize : 1;
@@ -350,22 +424,9 @@ ful_result facts_read(const ful_instance *in, VkPhysicalDevice physical, uint32_
         caps->features |= FUL_FEATURE_MEMORY_BUDGET;
     if (usable & 1u << EXT_PORTABILITY)
         caps->features |= FUL_FEATURE_PORTABILITY;
-    bool queue = queue_choose(in, physical, facts);
-    if (queue && facts->timestamp_bits > 0 && caps->timestamp_period_ns > 0)
-        caps->features |= FUL_FEATURE_TIMESTAMP;
     matrices_read(in->vk, physical, plain.vendorID, caps);
-    caps_remove(0, caps); /* makes what depends on absent features absent, too */
-    facts->raw = *caps;
-
-    caps_identity identity = {plain.vendorID, plain.deviceID, driver.driverID};
-    caps_distrust(&identity, caps);
-    TRY(caps_apply(getenv("FULGUR_CAPS"), "FULGUR_CAPS", caps));
-    info->usable = caps_meet_floor(caps, &facts->raw, info->why_not, sizeof(info->why_not));
-    if (info->usable && !queue) {
-        info->usable = false;
-        snprintf(info->why_not, sizeof(info->why_not), "no queue that can compute");
-    }
-    return FUL_OK;
+    bool queue = queue_choose(in, physical, facts);
+    return facts_settle(&plain, driver.driverID, queue, facts);
 }
 
 VkResult facts_create_device(const device_facts *facts, const ful_caps *caps, VkDevice *out)
@@ -391,6 +452,9 @@ VkResult facts_create_device(const device_facts *facts, const ful_caps *caps, Vk
     /* A device that lists the portability subset must be created with it, masked or not. */
     if (facts->raw.features & FUL_FEATURE_PORTABILITY)
         wanted |= 1u << EXT_PORTABILITY;
+    bool old = facts->api_version < VK_API_VERSION_1_1;
+    if (old)
+        wanted |= 1u << EXT_STORAGE_CLASS;
 
     features f;
     features_chain(&f, wanted);
@@ -435,7 +499,7 @@ VkResult facts_create_device(const device_facts *facts, const ful_caps *caps, Vk
     };
     VkDeviceCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
-        .pNext = &f.base,
+        .pNext = old ? NULL : &f.base,
         .queueCreateInfoCount = 1,
         .pQueueCreateInfos = &queue,
         .enabledExtensionCount = name_count,

@@ -12,6 +12,8 @@ struct ful_instance {
     log_sink log;
     VkInstance vk; /* VK_NULL_HANDLE without a loader */
     uint32_t api_version;
+    /* Instance extensions for devices of Vulkan 1.0: asking more of them, and their identity. */
+    bool properties2, device_ids;
     bool debug_names;
     PFN_vkSetDebugUtilsObjectNameEXT set_name; /* NULL: no names */
     VkDebugUtilsMessengerEXT messenger;

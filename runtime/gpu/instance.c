@@ -146,7 +146,7 @@ static ful_result instance_open_vulkan(ful_instance *in, bool validation, const 
         if (vkEnumerateInstanceExtensionProperties(NULL, &count, list) < VK_SUCCESS)
             count = 0;
     }
-    const char *extensions[2];
+    const char *extensions[4];
     const char *layers[1];
     VkInstanceCreateFlags flags = 0;
     uint32_t extension_count = 0, layer_count = 0;
@@ -157,6 +157,15 @@ static ful_result instance_open_vulkan(ful_instance *in, bool validation, const 
         flags |= VK_INSTANCE_CREATE_ENUMERATE_PORTABILITY_BIT_KHR;
     }
 #endif
+    in->properties2 =
+        extension_listed(list, count, VK_KHR_GET_PHYSICAL_DEVICE_PROPERTIES_2_EXTENSION_NAME);
+    if (in->properties2)
+        extensions[extension_count++] = VK_KHR_GET_PHYSICAL_DEVICE_PROPERTIES_2_EXTENSION_NAME;
+    in->device_ids =
+        in->properties2 &&
+        extension_listed(list, count, VK_KHR_EXTERNAL_MEMORY_CAPABILITIES_EXTENSION_NAME);
+    if (in->device_ids)
+        extensions[extension_count++] = VK_KHR_EXTERNAL_MEMORY_CAPABILITIES_EXTENSION_NAME;
     mem_free(&in->alloc, list);
     if (validation) {
         if (layer_present(&in->alloc, LAYER_VALIDATION))
