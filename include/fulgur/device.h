@@ -15,7 +15,8 @@ typedef enum ful_device_kind {
     FUL_DEVICE_INTEGRATED = 1,
     FUL_DEVICE_DISCRETE = 2,
     FUL_DEVICE_VIRTUAL = 3,
-    FUL_DEVICE_CPU = 4 /* a Vulkan driver that runs on the processor */
+    FUL_DEVICE_CPU = 4 /* the processor: through a Vulkan driver, or (ful_device_info.built_in)
+                        * through the library's own kernels in C */
 } ful_device_kind;
 
 /* Optional features, as bits of ful_caps.features and ful_device_params.caps_off. The name in
@@ -85,7 +86,7 @@ typedef struct ful_caps {
 } ful_caps;
 
 typedef struct ful_device_info {
-    uint32_t index; /* in ful_device_list's order, which is Vulkan's */
+    uint32_t index; /* in ful_device_list's order: Vulkan's, then the built-in device */
     ful_device_kind kind;
     char name[256];
     char driver[256]; /* driver name and version as text */
@@ -95,10 +96,11 @@ typedef struct ful_device_info {
     ful_caps caps;     /* after FULGUR_CAPS */
     bool usable;       /* false: below the floor */
     char why_not[160]; /* if !usable: which limit or feature falls short, and of what */
+    bool built_in;     /* the library's own: no driver, no loader; always there, always last */
 } ful_device_info;
 
-/* Fills out[0..*count) and sets *count to the number of devices. With out NULL only counts. If
- * *count is too small, fills what fits and still sets the full number. No devices is no error. */
+/* Fills out[0..*count) and sets *count to the number of devices, at least 1. With out NULL only
+ * counts. If *count is too small, fills what fits and still sets the full number. */
 FUL_API ful_result ful_device_list(ful_instance *instance, ful_device_info *out, uint32_t *count);
 
 /* "integrated GPU", "discrete GPU", "CPU", ... Static storage. */
@@ -114,7 +116,8 @@ typedef void (*ful_cache_set_fn)(void *ctx, const char *key, const void *data, s
 typedef struct ful_device_params {
     size_t struct_size;
     const uint8_t *uuid;   /* 16 bytes from ful_device_info, or NULL */
-    const char *name_part; /* part of the name, case ignored, or NULL */
+    const char *name_part; /* part of the name, case ignored, or NULL; "cpu" alone means the
+                            * built-in device */
     const uint32_t *index; /* into ful_device_list's order, or NULL */
     uint32_t caps_off;     /* ful_feature bits to pretend absent */
     const char
@@ -129,12 +132,15 @@ typedef struct ful_device_params {
     ful_cache_get_fn cache_get; /* instead of a folder; both or neither */
     ful_cache_set_fn cache_set;
     void *cache_ctx;
+    uint32_t threads; /* of the built-in device; 0 = FULGUR_THREADS, else one for each processor */
 } ful_device_params;
 #define ful_device_params(...)                                                                     \
     (&(ful_device_params){.struct_size = sizeof(ful_device_params), __VA_ARGS__})
 
-/* Opens the device named by uuid, index or name_part; with none of them the best one: discrete,
- * then integrated, then virtual, then CPU, and among equals the one with most memory. Errors:
+/* Opens the device named by uuid, index or name_part; with none of them the one that FULGUR_DEVICE
+ * names as name_part would ("cpu": Vulkan is then left alone altogether), else the best one:
+ * discrete, then integrated, then virtual, then CPU, and among equals the one with most memory.
+ * Where Vulkan has no usable device the built-in one is opened, with a warning in the log. Errors:
  * FUL_ERR_NO_DEVICE (the line lists what is there), FUL_ERR_UNSUPPORTED (below the floor),
  * FUL_ERR_ARGUMENT (FULGUR_CAPS or caps can't be read). */
 FUL_API ful_result ful_device_open(ful_device **out, ful_instance *instance,

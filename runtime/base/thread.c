@@ -33,11 +33,17 @@
 #include <time.h>
 #include <unistd.h>
 #endif
-#if defined(__linux__)
+#if defined(__linux__) || defined(USE_PTHREAD)
 #include <sched.h>
 #endif
 
 enum { MAX_THREADS = 64 };
+
+/* What a thread runs; outlives it. */
+typedef struct task {
+    void (*fn)(void *ctx);
+    void *ctx;
+} task;
 
 typedef struct job {
     void (*fn)(void *ctx, uint32_t i);
@@ -46,8 +52,9 @@ typedef struct job {
     atomic_uint_fast64_t next; /* 64 bits: every thread counts once past n */
 } job;
 
-static void job_run(job *j)
+static void job_run(void *ctx)
 {
+    job *j = ctx;
     for (;;) {
         uint64_t i = atomic_fetch_add(&j->next, 1);
         if (i >= j->n)
@@ -62,7 +69,11 @@ struct mutex {
     SRWLOCK lock;
 };
 
-typedef HANDLE thread;
+struct condition {
+    CONDITION_VARIABLE event;
+};
+
+typedef HANDLE handle;
 
 static bool mutex_start(mutex *m)
 {
@@ -85,22 +96,55 @@ void mutex_unlock(mutex *m)
     ReleaseSRWLockExclusive(&m->lock);
 }
 
+static bool condition_start(condition *c)
+{
+    InitializeConditionVariable(&c->event);
+    return true;
+}
+
+static void condition_stop(condition *c)
+{
+    (void)c;
+}
+
+void condition_wait(condition *c, mutex *m)
+{
+    SleepConditionVariableSRW(&c->event, &m->lock, INFINITE, 0);
+}
+
+void condition_wake_all(condition *c)
+{
+    WakeAllConditionVariable(&c->event);
+}
+
 static unsigned __stdcall thread_main(void *arg)
 {
-    job_run(arg);
+    task *t = arg;
+    t->fn(t->ctx);
     return 0;
 }
 
-static bool thread_start(thread *t, job *j)
+static bool handle_start(handle *h, task *t)
 {
-    *t = (HANDLE)_beginthreadex(NULL, 0, thread_main, j, 0, NULL);
-    return *t != NULL;
+    *h = (HANDLE)_beginthreadex(NULL, 0, thread_main, t, 0, NULL);
+    return *h != NULL;
 }
 
-static void thread_join(thread t)
+static void handle_join(handle h)
 {
-    WaitForSingleObject(t, INFINITE);
-    CloseHandle(t);
+    WaitForSingleObject(h, INFINITE);
+    CloseHandle(h);
+}
+
+void thread_yield(void)
+{
+    SwitchToThread();
+}
+
+uint64_t memory_physical_bytes(void)
+{
+    MEMORYSTATUSEX status = {.dwLength = sizeof status};
+    return GlobalMemoryStatusEx(&status) ? status.ullTotalPhys : 0;
 }
 
 unsigned thread_count(void)
@@ -127,7 +171,11 @@ struct mutex {
     pthread_mutex_t lock;
 };
 
-typedef pthread_t thread;
+struct condition {
+    pthread_cond_t event;
+};
+
+typedef pthread_t handle;
 
 static bool mutex_start(mutex *m)
 {
@@ -149,20 +197,46 @@ void mutex_unlock(mutex *m)
     pthread_mutex_unlock(&m->lock);
 }
 
+static bool condition_start(condition *c)
+{
+    return pthread_cond_init(&c->event, NULL) == 0;
+}
+
+static void condition_stop(condition *c)
+{
+    pthread_cond_destroy(&c->event);
+}
+
+void condition_wait(condition *c, mutex *m)
+{
+    pthread_cond_wait(&c->event, &m->lock);
+}
+
+void condition_wake_all(condition *c)
+{
+    pthread_cond_broadcast(&c->event);
+}
+
 static void *thread_main(void *arg)
 {
-    job_run(arg);
+    task *t = arg;
+    t->fn(t->ctx);
     return NULL;
 }
 
-static bool thread_start(thread *t, job *j)
+static bool handle_start(handle *h, task *t)
 {
-    return pthread_create(t, NULL, thread_main, j) == 0;
+    return pthread_create(h, NULL, thread_main, t) == 0;
 }
 
-static void thread_join(thread t)
+static void handle_join(handle h)
 {
-    pthread_join(t, NULL);
+    pthread_join(h, NULL);
+}
+
+void thread_yield(void)
+{
+    sched_yield();
 }
 
 #else
@@ -171,7 +245,11 @@ struct mutex {
     mtx_t lock;
 };
 
-typedef thrd_t thread;
+struct condition {
+    cnd_t event;
+};
+
+typedef thrd_t handle;
 
 static bool mutex_start(mutex *m)
 {
@@ -193,20 +271,46 @@ void mutex_unlock(mutex *m)
     mtx_unlock(&m->lock);
 }
 
+static bool condition_start(condition *c)
+{
+    return cnd_init(&c->event) == thrd_success;
+}
+
+static void condition_stop(condition *c)
+{
+    cnd_destroy(&c->event);
+}
+
+void condition_wait(condition *c, mutex *m)
+{
+    cnd_wait(&c->event, &m->lock);
+}
+
+void condition_wake_all(condition *c)
+{
+    cnd_broadcast(&c->event);
+}
+
 static int thread_main(void *arg)
 {
-    job_run(arg);
+    task *t = arg;
+    t->fn(t->ctx);
     return 0;
 }
 
-static bool thread_start(thread *t, job *j)
+static bool handle_start(handle *h, task *t)
 {
-    return thrd_create(t, thread_main, j) == thrd_success;
+    return thrd_create(h, thread_main, t) == thrd_success;
 }
 
-static void thread_join(thread t)
+static void handle_join(handle h)
 {
-    thrd_join(t, NULL);
+    thrd_join(h, NULL);
+}
+
+void thread_yield(void)
+{
+    thrd_yield();
 }
 
 #endif
@@ -222,6 +326,16 @@ unsigned thread_count(void)
 #endif
     long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (unsigned)n : 1;
+}
+
+uint64_t memory_physical_bytes(void)
+{
+#if defined(_SC_PHYS_PAGES) && defined(_SC_PAGESIZE)
+    long pages = sysconf(_SC_PHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
+    return pages > 0 && bytes > 0 ? (uint64_t)pages * (uint64_t)bytes : 0;
+#else
+    return 0;
+#endif
 }
 
 uint64_t time_ns(void)
@@ -252,19 +366,66 @@ void mutex_destroy(const ful_alloc *a, mutex **m)
     *m = NULL;
 }
 
+condition *condition_create(const ful_alloc *a)
+{
+    condition *c = mem_zalloc(a, 1, sizeof *c);
+    if (c && !condition_start(c)) {
+        mem_free(a, c);
+        c = NULL;
+    }
+    return c;
+}
+
+void condition_destroy(const ful_alloc *a, condition **c)
+{
+    if (!c || !*c)
+        return;
+    condition_stop(*c);
+    mem_free(a, *c);
+    *c = NULL;
+}
+
+struct thread {
+    handle handle;
+    task task;
+};
+
+thread *thread_create(const ful_alloc *a, void (*fn)(void *ctx), void *ctx)
+{
+    thread *t = mem_zalloc(a, 1, sizeof *t);
+    if (!t)
+        return NULL;
+    t->task = (task){fn, ctx};
+    if (!handle_start(&t->handle, &t->task)) {
+        mem_free(a, t);
+        return NULL;
+    }
+    return t;
+}
+
+void thread_join(const ful_alloc *a, thread **t)
+{
+    if (!t || !*t)
+        return;
+    handle_join((*t)->handle);
+    mem_free(a, *t);
+    *t = NULL;
+}
+
 void parallel_for(unsigned threads, uint32_t n, void (*fn)(void *ctx, uint32_t i), void *ctx)
 {
     job j = {.fn = fn, .ctx = ctx, .n = n};
     atomic_init(&j.next, 0);
-    thread others[MAX_THREADS];
+    task each = {job_run, &j};
+    handle others[MAX_THREADS];
     unsigned started = 0;
     if (threads > MAX_THREADS)
         threads = MAX_THREADS;
     if (threads > n)
         threads = n;
-    while (started + 1 < threads && thread_start(&others[started], &j))
+    while (started + 1 < threads && handle_start(&others[started], &each))
         started++;
     job_run(&j);
     for (unsigned i = 0; i < started; i++)
-        thread_join(others[i]);
+        handle_join(others[i]);
 }

@@ -1,8 +1,10 @@
 /* Finding, opening, losing and closing devices. */
 #include <ctype.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "cpu/cpu.h"
 #include "gpu/gpu_internal.h"
 
 /* How long a lost device is given to end its work before its objects are left behind. */
@@ -36,6 +38,14 @@ static ful_result physical_list(const ful_instance *in, VkPhysicalDevice **out, 
     return FUL_OK;
 }
 
+/* The built-in device follows the n of the list. */
+static ful_result any_facts_read(const ful_instance *in, const VkPhysicalDevice *list, uint32_t n,
+                                 uint32_t index, uint32_t threads, device_facts *facts)
+{
+    return index < n ? facts_read(in, list[index], index, facts)
+                     : builtin_facts_read(index, threads, facts);
+}
+
 ful_result ful_device_list(ful_instance *instance, ful_device_info *out, uint32_t *count)
 {
     if (!instance || !count)
@@ -45,15 +55,15 @@ ful_result ful_device_list(ful_instance *instance, ful_device_info *out, uint32_
     uint32_t room = *count;
     TRY(physical_list(instance, &list, &n));
     ful_result r = FUL_OK;
-    for (uint32_t i = 0; out && i < n && i < room && r == FUL_OK; i++) {
+    for (uint32_t i = 0; out && i <= n && i < room && r == FUL_OK; i++) {
         device_facts facts;
-        r = facts_read(instance, list[i], i, &facts);
+        r = any_facts_read(instance, list, n, i, 0, &facts);
         if (r == FUL_OK)
             out[i] = facts.info;
     }
     mem_free(&instance->alloc, list);
     if (r == FUL_OK)
-        *count = n;
+        *count = n + 1;
     return r;
 }
 
@@ -73,9 +83,11 @@ static bool name_contains(const char *name, const char *part)
 
 static bool info_matches(const ful_device_info *info, const ful_device_params *p)
 {
+    /* Other names may hold these letters, too. */
+    bool built_in = device_named_built_in(p->name_part);
     return (!p->uuid || memcmp(p->uuid, info->uuid, sizeof(info->uuid)) == 0) &&
            (!p->index || *p->index == info->index) &&
-           (!p->name_part || name_contains(info->name, p->name_part));
+           (!p->name_part || (built_in ? info->built_in : name_contains(info->name, p->name_part)));
 }
 
 static bool info_better(const ful_device_info *a, const ful_device_info *b)
@@ -86,6 +98,8 @@ static bool info_better(const ful_device_info *a, const ful_device_info *b)
     };
     if (a->usable != b->usable)
         return a->usable;
+    if (a->built_in != b->built_in)
+        return b->built_in;
     if (rank[a->kind] != rank[b->kind])
         return rank[a->kind] > rank[b->kind];
     return a->caps.device_memory_bytes > b->caps.device_memory_bytes;
@@ -98,6 +112,20 @@ static void names_append(char *text, size_t bytes, const ful_device_info *info)
              info->name);
 }
 
+/* What is said where nobody asked for the built-in device. */
+static void warn_last_resort(const ful_instance *in, uint32_t n, const ful_device_info *first)
+{
+    if (n > 0)
+        log_write(&in->log, FUL_LOG_WARNING,
+                  "no usable Vulkan device (%s: %s): running on the processor", first->name,
+                  first->why_not);
+    else
+        log_write(&in->log, FUL_LOG_WARNING,
+                  "no Vulkan %s: running on the processor; a Vulkan driver may be faster "
+                  "(mesa-vulkan-drivers on Debian)",
+                  in->vk ? "device" : "loader");
+}
+
 /* Chooses by params, and fills *facts. */
 static ful_result device_choose(const ful_instance *in, const ful_device_params *p,
                                 device_facts *facts)
@@ -107,12 +135,15 @@ static ful_result device_choose(const ful_instance *in, const ful_device_params 
     TRY(physical_list(in, &list, &n));
     char names[400] = "";
     bool found = false;
+    ful_device_info first = {0};
     ful_result r = FUL_OK;
-    for (uint32_t i = 0; i < n && r == FUL_OK; i++) {
+    for (uint32_t i = 0; i <= n && r == FUL_OK; i++) {
         device_facts f;
-        r = facts_read(in, list[i], i, &f);
+        r = any_facts_read(in, list, n, i, p->threads, &f);
         if (r != FUL_OK)
             break;
+        if (i == 0)
+            first = f.info;
         names_append(names, sizeof(names), &f.info);
         if (info_matches(&f.info, p) && (!found || info_better(&f.info, &facts->info))) {
             *facts = f;
@@ -122,12 +153,8 @@ static ful_result device_choose(const ful_instance *in, const ful_device_params 
     mem_free(&in->alloc, list);
     if (r != FUL_OK)
         return r;
-    if (!in->vk)
-        return fail(FUL_ERR_NO_DEVICE, "no Vulkan loader, or none that works: install a Vulkan "
-                                       "driver (mesa-vulkan-drivers on Debian)");
-    if (n == 0)
-        return fail(FUL_ERR_NO_DEVICE, "the Vulkan loader knows no device: install a Vulkan driver "
-                                       "(mesa-vulkan-drivers on Debian)");
+    if (found && facts->info.built_in && !p->uuid && !p->index && !p->name_part)
+        warn_last_resort(in, n, &first);
     if (!found && p->index)
         return fail(FUL_ERR_NO_DEVICE, "no device matches index %u; there are %s",
                     (unsigned)*p->index, names);
@@ -140,6 +167,16 @@ static ful_result device_choose(const ful_instance *in, const ful_device_params 
 
 static ful_result device_create_vulkan(ful_device *d)
 {
+    if (d->info.built_in) {
+        d->vk = cpu_device_create(&d->alloc, d->facts.threads);
+        if (!d->vk)
+            return mem_fail(sizeof(void *), "the device's threads");
+        cpu_device_functions(&d->fn);
+        d->fn.vkGetDeviceQueue(d->vk, 0, 0, &d->queue);
+        VkFenceCreateInfo idle = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
+        VkResult made = d->fn.vkCreateFence(d->vk, &idle, NULL, &d->idle_fence);
+        return made == VK_SUCCESS ? FUL_OK : vk_fail(d, made, "creating a fence");
+    }
     VkResult r = facts_create_device(&d->facts, &d->info.caps, &d->vk);
     if (r != VK_SUCCESS) {
         d->vk = VK_NULL_HANDLE;
@@ -219,6 +256,10 @@ ful_result ful_device_open(ful_device **out, ful_instance *instance,
         return mem_fail(sizeof(*d), "the device");
     d->instance = instance;
     d->alloc = instance->alloc;
+    if (!p.uuid && !p.index && !p.name_part) {
+        const char *named = getenv("FULGUR_DEVICE");
+        p.name_part = named && named[0] ? named : NULL;
+    }
     ful_result r = device_choose(instance, &p, &d->facts);
     if (r == FUL_OK)
         r = device_fill(d, &p);
@@ -352,7 +393,7 @@ bool device_releasable(ful_device *d)
 
 void device_name_object(const ful_device *d, VkObjectType type, uint64_t handle, const char *name)
 {
-    if (!d->instance->set_name || !name)
+    if (!d->instance->set_name || !name || d->info.built_in)
         return;
     VkDebugUtilsObjectNameInfoEXT info = {
         .sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_OBJECT_NAME_INFO_EXT,
@@ -388,6 +429,11 @@ const ful_caps *device_caps(const ful_device *device)
 bool device_is_cpu(const ful_device *device)
 {
     return device->info.kind == FUL_DEVICE_CPU;
+}
+
+bool device_is_built_in(const ful_device *device)
+{
+    return device->info.built_in;
 }
 
 uint64_t device_window_bytes(const ful_device *device)

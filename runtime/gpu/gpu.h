@@ -28,6 +28,9 @@ const ful_caps *device_caps(const ful_device *device);
 /* True for drivers that run on the processor: lanes are cheap, barriers and shared memory are not.
  */
 bool device_is_cpu(const ful_device *device);
+/* True for the library's own device (cpu/cpu.h): its kernels are those of the narrow shape in f32.
+ */
+bool device_is_built_in(const ful_device *device);
 /* Largest range one binding of a tensor may have: min(storage_range, allocation, 4 GiB, or 1 GiB
  * with less than 16 GiB of memory) rounded down to 256 bytes. */
 uint64_t device_window_bytes(const ful_device *device);
@@ -211,8 +214,8 @@ ful_result gpu_commands_fill(gpu_commands *c, gpu_range dst, uint32_t word);
 ful_result gpu_commands_end(gpu_commands *c);
 uint32_t gpu_commands_dispatches(const gpu_commands *c);
 uint32_t gpu_commands_submits(const gpu_commands *c);
-/* Submits everything recorded; returns at once. The previous submission of `c` must have been
- * waited for. */
+/* Submits everything recorded; returns at once (the built-in device: once it is done). The previous
+ * submission of `c` must have been waited for. */
 ful_result gpu_commands_submit(gpu_commands *c);
 /* Waits for the last submission, each of its parts at most the device's wait_timeout.
  * FUL_ERR_DEVICE_LOST names the first step of the part that did not return. All device writes are

@@ -58,9 +58,10 @@ void matrices_read(VkInstance instance, VkPhysicalDevice physical, uint32_t vend
 /* ---- device.c ---- */
 /* Everything read from a physical device. */
 typedef struct device_facts {
-    VkPhysicalDevice physical;
-    ful_device_info info; /* caps after FULGUR_CAPS */
-    ful_caps raw;         /* as the driver reports */
+    VkPhysicalDevice physical; /* NULL: the built-in device */
+    uint32_t threads;          /* of the built-in device */
+    ful_device_info info;      /* caps after FULGUR_CAPS */
+    ful_caps raw;              /* as the driver reports */
     VkPhysicalDeviceMemoryProperties memory;
     uint8_t driver_uuid[VK_UUID_SIZE];
     uint8_t cache_uuid[VK_UUID_SIZE];
@@ -69,6 +70,13 @@ typedef struct device_facts {
     uint32_t timestamp_bits;
     uint32_t max_allocations;
 } device_facts;
+
+/* ---- builtin.c ---- */
+/* True for "cpu" in any case; NULL allowed. */
+bool device_named_built_in(const char *name);
+/* Fills *facts for the built-in device; reads FULGUR_CAPS and, where threads is 0, FULGUR_THREADS.
+ */
+ful_result builtin_facts_read(uint32_t index, uint32_t threads, device_facts *facts);
 
 /* Fills *facts; reads FULGUR_CAPS. */
 ful_result facts_read(const ful_instance *instance, VkPhysicalDevice physical, uint32_t index,

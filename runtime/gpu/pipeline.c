@@ -1,6 +1,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cpu/cpu.h"
 #include "gpu/gpu_internal.h"
 #include "gpu/shaders.h"
 
@@ -17,7 +18,8 @@ static const shader_module *module_find(const char *name)
 bool gpu_module_usable(const ful_device *device, const char *module)
 {
     const shader_module *m = module_find(module);
-    return m && m->code && caps_meet_needs(&device->info.caps, m->needs, NULL, NULL);
+    return m && m->code && caps_meet_needs(&device->info.caps, m->needs, NULL, NULL) &&
+           (!device->info.built_in || cpu_has_kernel(device->vk, module));
 }
 
 /* ---- layouts ---- */
@@ -141,7 +143,7 @@ static VkResult pipeline_compile(ful_device *d, gpu_pipeline *p)
                                : 0,
                   .stage = VK_SHADER_STAGE_COMPUTE_BIT,
                   .module = module,
-                  .pName = "main",
+                  .pName = d->info.built_in ? p->name : "main",
                   .pSpecializationInfo = p->desc.spec_count ? &spec : NULL},
         .layout = p->layout->vk,
         .basePipelineIndex = -1,
@@ -193,6 +195,9 @@ ful_result pipeline_ready(ful_device *device, gpu_pipeline *pipeline)
 static ful_result desc_check(const ful_device *d, const gpu_pipeline_desc *desc)
 {
     const ful_caps *caps = &d->info.caps;
+    if (d->info.built_in && !cpu_has_kernel(d->vk, desc->module))
+        return fail(FUL_ERR_UNSUPPORTED, "shader %s: device %s has no kernel in C for it",
+                    desc->module, d->info.name);
     if (desc->buffer_count > GPU_MAX_BUFFERS || desc->spec_count > GPU_MAX_SPEC ||
         desc->push_bytes % 4 != 0 || (desc->buffer_count == 0 && !desc->uniform))
         return fail(FUL_ERR_ARGUMENT, "shader %s: %u buffers, %u constants, %u push bytes",

@@ -53,6 +53,8 @@ typedef struct op_context {
 
 static inline bool op_wide(const op_context *ctx)
 {
+    if (device_is_built_in(ctx->device))
+        return false; /* whoever asks: there are no others */
     return ctx->shape == OP_SHAPE_AUTO ? !device_is_cpu(ctx->device) : ctx->shape == OP_SHAPE_WIDE;
 }
 

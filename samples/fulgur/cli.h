@@ -50,7 +50,7 @@ extern const cli_command cmd_devices, cmd_inspect, cmd_run, cmd_chat, cmd_tokeni
 typedef struct cli_model {
     const char *device_text, *precision_text, *decay_text;
     const char *caps_text; /* what to pretend absent, as in FULGUR_CAPS; NULL = nothing */
-    uint32_t context, chunk;
+    uint32_t context, chunk, threads;
     bool verbose, profile;
     const ful_synthetic_params *synthetic; /* if not NULL: what to make instead of loading a path */
 
@@ -63,7 +63,7 @@ typedef struct cli_model {
     uint64_t device_ns, weights_ns, pipelines_ns, session_ns;
 } cli_model;
 
-enum { CLI_MODEL_OPTIONS = 6 };
+enum { CLI_MODEL_OPTIONS = 7 };
 void cli_model_options(cli_model *m, cli_option *out); /* fills CLI_MODEL_OPTIONS of them */
 
 /* Prints "fulgur: CONTEXT: ful_last_error()", without CONTEXT if the error names it. Returns

@@ -10,7 +10,8 @@ void cli_model_options(cli_model *m, cli_option *out)
 {
     const cli_option options[CLI_MODEL_OPTIONS] = {
         {'d', "device", "WHICH", CLI_TEXT, &m->device_text,
-         "device by number, UUID or part of its name (default: the best)"},
+         "device by number, UUID or part of its name; cpu = without Vulkan (default: the best)"},
+        {0, "threads", "N", CLI_UINT, &m->threads, "threads of device cpu (default: all)"},
         {0, "precision", "f32|f16", CLI_CHOICE, &m->precision_text,
          "arithmetic of matrix products (default: f16 on GPUs that have it)"},
         {0, "decay", "hf|orig", CLI_CHOICE, &m->decay_text,
@@ -93,7 +94,7 @@ static bool is_name(const cli_model *m, const char *text, uint32_t index)
 
 ful_result cli_open_device(cli_model *m)
 {
-    ful_device_params p = {.struct_size = sizeof p, .caps = m->caps_text};
+    ful_device_params p = {.struct_size = sizeof p, .caps = m->caps_text, .threads = m->threads};
     uint8_t uuid[16];
     uint32_t index;
     if (m->device_text) {

@@ -60,6 +60,25 @@ static void test_list(void **state)
     GPU_FAILS(ful_device_list(NULL, infos, &count), FUL_ERR_ARGUMENT);
 }
 
+/* The built-in device is there, and never the choice where Vulkan has a usable one. */
+static void test_built_in(void **state)
+{
+    (void)state;
+    ful_device_info infos[16];
+    uint32_t count = 16;
+    GPU_OK(ful_device_list(instance, infos, &count));
+    for (uint32_t i = 0; i < count; i++)
+        assert_true(infos[i].built_in == (i + 1 == count));
+    ful_device *d = gpu_test_open(instance, NULL);
+    assert_true(ful_device_get_info(d)->built_in == gpu_test_built_in());
+    gpu_test_close(&d);
+    GPU_OK(ful_device_open(&d, instance, ful_device_params(.name_part = "cpu", .cache_dir = "")));
+    assert_true(ful_device_get_info(d)->built_in);
+    assert_int_equal(ful_device_get_info(d)->index, count - 1);
+    gpu_test_close(&d);
+    assert_int_equal(seen.warnings, 0);
+}
+
 static void test_choose(void **state)
 {
     (void)state;
@@ -188,7 +207,7 @@ static void test_environment(void **state)
     free(kept);
 }
 
-/* No driver at all: an instance, no devices, a clear error. */
+/* No driver at all: the built-in device, with a warning unless it was asked for. */
 static void test_no_driver(void **state)
 {
     (void)state;
@@ -196,18 +215,38 @@ static void test_no_driver(void **state)
     char *kept[3];
     ful_instance *empty;
     ful_device *d;
-    uint32_t count = 5;
+    ful_device_info info;
+    log_seen alone = {.messages = 0};
+    const uint32_t vulkan_first = 0;
+    uint32_t count = 1;
     for (int i = 0; i < 3; i++) {
         const char *v = getenv(names[i]);
         kept[i] = v ? strdup(v) : NULL;
         setenv(names[i], "/nonexistent/driver.json", 1);
     }
-    GPU_OK(ful_instance_create(&empty, NULL));
-    GPU_OK(ful_device_list(empty, NULL, &count));
-    assert_int_equal(count, 0);
-    GPU_FAILS(ful_device_open(&d, empty, NULL), FUL_ERR_NO_DEVICE);
-    gpu_error_has("driver");
-    ful_instance_destroy(&empty);
+    empty = gpu_test_instance(&alone);
+    alone.warnings = 0; /* older loaders can't make an instance without a driver */
+    GPU_OK(ful_device_list(empty, &info, &count));
+    assert_int_equal(count, 1);
+    assert_true(info.built_in && info.usable && info.kind == FUL_DEVICE_CPU && info.index == 0);
+    GPU_OK(ful_device_open(&d, empty, ful_device_params(.cache_dir = "")));
+    assert_true(ful_device_get_info(d)->built_in);
+    assert_int_equal(alone.warnings, gpu_test_built_in() ? 0 : 1);
+    if (!gpu_test_built_in())
+        assert_non_null(strstr(alone.last_warning, "running on the processor"));
+    ful_device_close(&d);
+    alone.warnings = 0;
+    GPU_OK(ful_device_open(&d, empty,
+                           ful_device_params(.name_part = "CPU", .cache_dir = "", .threads = 3)));
+    assert_non_null(strstr(ful_device_get_info(d)->name, "(3 threads)"));
+    ful_device_close(&d);
+    GPU_OK(ful_device_open(&d, empty, ful_device_params(.index = &vulkan_first, .cache_dir = "")));
+    ful_device_close(&d);
+    assert_int_equal(alone.warnings, 0);
+    GPU_FAILS(ful_device_open(&d, empty, ful_device_params(.name_part = "GeForce")),
+              FUL_ERR_NO_DEVICE);
+    gpu_error_has("CPU (");
+    gpu_test_instance_end(&empty);
     assert_null(empty);
     for (int i = 0; i < 3; i++) {
         if (kept[i])
@@ -271,7 +310,7 @@ static void test_allocation_failures(void **state)
             return;
         }
         /* Only the look for the validation layer goes on without its memory. */
-        if (r != FUL_OK)
+        if (r != FUL_OK && !(gpu_test_built_in() && r == FUL_ERR_DEVICE_MEMORY))
             assert_int_equal(r, FUL_ERR_HOST_MEMORY);
     }
 }
@@ -281,6 +320,7 @@ int main(void)
     gpu_test_require_device();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_list, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_built_in, setup, teardown),
         cmocka_unit_test_setup_teardown(test_choose, setup, teardown),
         cmocka_unit_test_setup_teardown(test_choose_wrong, setup, teardown),
         cmocka_unit_test_setup_teardown(test_short_params, setup, teardown),

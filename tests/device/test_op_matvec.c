@@ -240,6 +240,11 @@ static void test_windows(void **state)
     (void)state;
     device_fixture f;
     fixture_open(&f, "range=1048576");
+    op_context probe = {.device = f.device, .shape = OP_SHAPE_WIDE, .layer = -1};
+    if (!op_matmul_norm_usable(&probe, 1, 512, 0)) {
+        fixture_close(&f);
+        skip();
+    }
     matvec_case m = {.type = FUL_TYPE_F16,
                      .norm = NORM_SUM,
                      .normed = true,

@@ -131,6 +131,10 @@ int main(void)
         return 77;
     }
     gpu_test_require_device();
+    if (gpu_test_built_in()) {
+        printf("skipped: no layer sees the built-in device\n");
+        return 77;
+    }
     layer_version = layer_find();
     if (layer_version == 0) {
         printf("skipped: no validation layer\n");

@@ -24,6 +24,9 @@ void gpu_test_close(ful_device **device);
 /* Prints why and exits with 77 if there is no usable device. */
 void gpu_test_require_device(void);
 
+/* True if FULGUR_DEVICE asks for the built-in device. */
+bool gpu_test_built_in(void);
+
 /* o[i] = a[i]*mul + add + constant; buffers a, o. */
 typedef struct map_push {
     uint32_t count, mul, add;

@@ -1,0 +1,150 @@
+/* Products of weight rows with a few rows of x. Few rows: dot products along k, in several sums.
+ * More: x is turned so that its rows are the lanes, a panel of columns at a time, and every weight
+ * is spread over them. */
+#include "cpu/kernels/simd.h"
+
+enum {
+    PANEL = 256,     /* columns; the turned rows and six unpacked weight rows stay in the cache */
+    DOT_ROWS = 4,    /* up to here along k */
+    SPREAD_LINES = 6 /* weight rows at a time: their sums fill 12 of 16 registers */
+};
+
+/* ---- along k: `rows` rows of x by one weight row after the other, as they lie in memory ---- */
+
+enum { AHEAD_BYTES = 256 }; /* what processors prefetch by themselves begins too late */
+
+/* One weight row in rows * parts sums. */
+INLINE void dot_line(const float *const *x, const uint32_t rows, weight_type type, const uint8_t *w,
+                     const uint32_t parts, uint32_t cols, float *out)
+{
+    f32x8 sum[8];
+    UNROLL for (uint32_t i = 0; i < rows * parts; i++) sum[i] = all8(0.0f);
+    uint32_t k = 0;
+    for (; k + parts * LANES <= cols; k += parts * LANES) {
+        __builtin_prefetch(w + k * weight_bytes(type) + AHEAD_BYTES);
+        UNROLL for (uint32_t p = 0; p < parts; p++)
+        {
+            f32x8 v = weights8(type, w, k + p * LANES);
+            UNROLL for (uint32_t r = 0; r < rows; r++) sum[r * parts + p] +=
+                load8(x[r] + k + p * LANES) * v;
+        }
+    }
+    UNROLL for (uint32_t r = 0; r < rows; r++)
+    {
+        f32x8 all = sum[r * parts];
+        UNROLL for (uint32_t p = 1; p < parts; p++) all += sum[r * parts + p];
+        float s = sum8(all);
+        for (uint32_t i = k; i < cols; i++)
+            s += x[r][i] * weight_at(type, w, i);
+        out[r] = s;
+    }
+}
+
+INLINE void dot_product(const float *const *x, uint32_t rows, weight_type type, const uint8_t *w,
+                        size_t stride, uint32_t count, uint32_t cols, float *out)
+{
+    for (uint32_t n = 0; n < count; n++, w += stride, out += PRODUCT_ROWS) {
+        if (rows == 1)
+            dot_line(x, 1, type, w, 4, cols, out);
+        else if (rows == 2)
+            dot_line(x, 2, type, w, 4, cols, out);
+        else if (rows == 3)
+            dot_line(x, 3, type, w, 2, cols, out);
+        else
+            dot_line(x, 4, type, w, 2, cols, out);
+    }
+}
+
+/* ---- rows as lanes ---- */
+
+/* `lines` unpacked weight rows of `cols` columns, PANEL apart, against turned rows in `parts`
+ * vectors; added to out. */
+INLINE void spread_block(const float *turned, const uint32_t parts, const float *w,
+                         const uint32_t lines, uint32_t cols, float *out)
+{
+    f32x8 sum[2 * SPREAD_LINES];
+    UNROLL for (uint32_t i = 0; i < parts * lines; i++) sum[i] = all8(0.0f);
+    for (uint32_t k = 0; k < cols; k++) {
+        f32x8 u[2];
+        UNROLL for (uint32_t p = 0; p < parts; p++) u[p] =
+            load8(turned + k * PRODUCT_ROWS + p * LANES);
+        UNROLL for (uint32_t c = 0; c < lines; c++)
+        {
+            f32x8 v = all8(w[c * PANEL + k]);
+            UNROLL for (uint32_t p = 0; p < parts; p++) sum[c * parts + p] += u[p] * v;
+        }
+    }
+    UNROLL for (uint32_t c = 0; c < lines; c++) UNROLL for (uint32_t p = 0; p < parts; p++)
+    {
+        float *to = out + c * PRODUCT_ROWS + p * LANES;
+        store8(to, load8(to) + sum[c * parts + p]);
+    }
+}
+
+INLINE void spread_lines(const float *turned, uint32_t rows, const float *w, const uint32_t lines,
+                         uint32_t cols, float *out)
+{
+    if (rows <= LANES)
+        spread_block(turned, 1, w, lines, cols, out);
+    else
+        spread_block(turned, 2, w, lines, cols, out);
+}
+
+INLINE void unpack(weight_type type, const uint8_t *row, uint32_t first, uint32_t cols, float *out)
+{
+    uint32_t k = 0;
+    for (; k + LANES <= cols; k += LANES) {
+        __builtin_prefetch(row + (first + k) * weight_bytes(type) + AHEAD_BYTES);
+        store8(out + k, weights8(type, row, first + k));
+    }
+    for (; k < cols; k++)
+        out[k] = weight_at(type, row, first + k);
+}
+
+INLINE void spread_product(const float *const *x, uint32_t rows, weight_type type, const uint8_t *w,
+                           size_t stride, uint32_t count, uint32_t cols, float *out)
+{
+    _Alignas(64) float turned[PANEL * PRODUCT_ROWS];
+    _Alignas(64) float unpacked[SPREAD_LINES * PANEL];
+    memset(out, 0, (size_t)count * PRODUCT_ROWS * sizeof *out);
+    for (uint32_t first = 0; first < cols; first += PANEL) {
+        uint32_t panel = least(cols - first, PANEL);
+        for (uint32_t r = 0; r < PRODUCT_ROWS; r++) {
+            const float *from = x[least(r, rows - 1)] + first;
+            for (uint32_t k = 0; k < panel; k++)
+                turned[k * PRODUCT_ROWS + r] = from[k];
+        }
+        for (uint32_t n = 0; n < count; n += SPREAD_LINES) {
+            uint32_t lines = least(count - n, SPREAD_LINES);
+            for (uint32_t c = 0; c < lines; c++)
+                unpack(type, w + (n + c) * stride, first, panel, unpacked + c * PANEL);
+            float *to = out + n * PRODUCT_ROWS;
+            if (lines == SPREAD_LINES)
+                spread_lines(turned, rows, unpacked, SPREAD_LINES, panel, to);
+            else
+                for (uint32_t c = 0; c < lines; c++)
+                    spread_lines(turned, rows, unpacked + c * PANEL, 1, panel,
+                                 to + c * PRODUCT_ROWS);
+        }
+    }
+}
+
+INLINE void product(const float *const *x, uint32_t rows, weight_type type, const uint8_t *w,
+                    size_t stride, uint32_t count, uint32_t cols, float *out)
+{
+    if (rows <= DOT_ROWS)
+        dot_product(x, rows, type, w, stride, count, cols, out);
+    else
+        spread_product(x, rows, type, w, stride, count, cols, out);
+}
+
+void KERNEL(product)(const float *const *x, uint32_t rows, weight_type type, const void *w,
+                     size_t stride, uint32_t count, uint32_t cols, float *out)
+{
+    if (type == WEIGHT_F32)
+        product(x, rows, WEIGHT_F32, w, stride, count, cols, out);
+    else if (type == WEIGHT_F16)
+        product(x, rows, WEIGHT_F16, w, stride, count, cols, out);
+    else
+        product(x, rows, WEIGHT_BF16, w, stride, count, cols, out);
+}

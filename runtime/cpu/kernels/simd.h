@@ -1,0 +1,273 @@
+/* Vectors of eight floats through GCC's and Clang's extension, which any instruction set can carry
+ * out, and what the kernels do with them. Everything here is inlined into files that are compiled
+ * for CPU_ISA. */
+#ifndef FULGUR_CPU_KERNELS_SIMD_H
+#define FULGUR_CPU_KERNELS_SIMD_H
+
+#include <math.h>
+#include <string.h>
+
+#include "cpu/kernels/kernel.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+/* Names of functions that exist once for each set of instructions. */
+#define CPU_JOIN_(name, isa) cpu_##name##_##isa
+#define CPU_JOIN(name, isa) CPU_JOIN_(name, isa)
+#define KERNEL(name) CPU_JOIN(name, CPU_ISA)
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+enum { LANES = 8 };
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef uint32_t u32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
+typedef uint16_t u16x8 __attribute__((vector_size(16)));
+
+INLINE f32x8 load8(const float *p)
+{
+    f32x8 v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void store8(float *p, f32x8 v)
+{
+    memcpy(p, &v, sizeof v);
+}
+
+INLINE f32x8 all8(float x)
+{
+    return (f32x8){x, x, x, x, x, x, x, x};
+}
+
+INLINE float sum8(f32x8 v)
+{
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+INLINE uint32_t bits_of(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+INLINE float float_of(uint32_t u)
+{
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+INLINE uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Rows of the step from row0 on, at most cap. */
+INLINE uint32_t rows_from(const cpu_call *c, uint32_t row0, uint32_t cap)
+{
+    uint32_t n = c->step->n_rows;
+    return least(n > row0 ? n - row0 : 0, cap);
+}
+
+/* ---- stored types ---- */
+
+typedef enum weight_type { WEIGHT_F32, WEIGHT_F16, WEIGHT_BF16 } weight_type;
+
+INLINE size_t weight_bytes(weight_type type)
+{
+    return type == WEIGHT_F32 ? 4 : 2;
+}
+
+INLINE float half_value(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, rest = (uint32_t)(h & 0x7fffu) << 13;
+    if (rest >= 0x0f800000u) /* infinity and NaN */
+        return float_of(sign | 0x70000000u | rest);
+    return float_of(bits_of(float_of(rest) * 0x1p112f) | sign);
+}
+
+/* Rounded to nearest, ties to even. */
+INLINE uint16_t half_of(float x)
+{
+    uint32_t u = bits_of(x), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
+    if (a > 0x7f800000u)
+        return (uint16_t)(sign | 0x7e00u);
+    if (a >= 0x477ff000u) /* 65520 and more */
+        return (uint16_t)(sign | 0x7c00u);
+    if (a < 0x38800000u) /* below 2^-14: the sum rounds to a multiple of 2^-24 */
+        return (uint16_t)(sign | (bits_of(float_of(a) + 0.5f) - 0x3f000000u));
+    a += 0xfffu + (a >> 13 & 1u);
+    return (uint16_t)(sign | ((a >> 13) - (112u << 10)));
+}
+
+/* Widened: compilers make two halves of the conversion by themselves. */
+INLINE u32x8 words8(const uint16_t *p)
+{
+#if defined(__AVX2__)
+    __m128i h;
+    memcpy(&h, p, sizeof h);
+    return (u32x8)_mm256_cvtepu16_epi32(h);
+#else
+    u16x8 h;
+    memcpy(&h, p, sizeof h);
+    return __builtin_convertvector(h, u32x8);
+#endif
+}
+
+INLINE f32x8 half8(const uint16_t *p)
+{
+#if defined(__F16C__)
+    __m128i h;
+    memcpy(&h, p, sizeof h);
+    return (f32x8)_mm256_cvtph_ps(h);
+#else
+    u32x8 w = words8(p);
+    u32x8 rest = (w & 0x7fffu) << 13;
+    u32x8 special = (u32x8)(rest >= 0x0f800000u);
+    u32x8 usual = (u32x8)((f32x8)rest * 0x1p112f);
+    return (f32x8)((usual & ~special) | ((rest | 0x70000000u) & special) | (w & 0x8000u) << 16);
+#endif
+}
+
+INLINE float weight_at(weight_type type, const void *row, uint32_t k)
+{
+    uint16_t h = 0;
+    float x;
+    if (type == WEIGHT_F32) {
+        memcpy(&x, (const uint8_t *)row + 4 * (size_t)k, 4);
+        return x;
+    }
+    memcpy(&h, (const uint8_t *)row + 2 * (size_t)k, 2);
+    return type == WEIGHT_F16 ? half_value(h) : float_of((uint32_t)h << 16);
+}
+
+INLINE f32x8 weights8(weight_type type, const void *row, uint32_t k)
+{
+    if (type == WEIGHT_F32)
+        return load8((const float *)row + k);
+    if (type == WEIGHT_F16)
+        return half8((const uint16_t *)row + k);
+    return (f32x8)(words8((const uint16_t *)row + k) << 16);
+}
+
+/* ---- functions ---- */
+
+/* 2^n of whole n in [-252, 254], by two factors that are never subnormal or infinite. */
+INLINE f32x8 scaled8(f32x8 x, i32x8 n)
+{
+    i32x8 low = n >> 1, high = n - low;
+    return x * (f32x8)((low + 127) << 23) * (f32x8)((high + 127) << 23);
+}
+
+/* 2^x of |x| <= 1/2, to 1e-7. */
+INLINE f32x8 exp2_near8(f32x8 x)
+{
+    f32x8 p = all8(1.535336188319500e-4f);
+    p = p * x + 1.339887440266574e-3f;
+    p = p * x + 9.618437357674640e-3f;
+    p = p * x + 5.550332471162809e-2f;
+    p = p * x + 2.402264791363012e-1f;
+    p = p * x + 6.931472028550421e-1f;
+    return p * x + 1.0f;
+}
+
+INLINE f32x8 clamped8(f32x8 x, float low, float high)
+{
+    i32x8 below = x<low, above = x> high; /* NaN is neither */
+    i32x8 bits =
+        ((i32x8)x & ~(below | above)) | ((i32x8)all8(low) & below) | ((i32x8)all8(high) & above);
+    return (f32x8)bits;
+}
+
+INLINE f32x8 exp2_8(f32x8 x)
+{
+    x = clamped8(x, -152.0f, 129.0f);
+    f32x8 shifted = x + 12582912.0f; /* 1.5 * 2^23: what is left of x is whole */
+    i32x8 n = (i32x8)shifted - 0x4b400000;
+    /* NaN has no whole part; its own stays. */
+    n &= (i32x8)(x == x);
+    return scaled8(exp2_near8(x - (shifted - 12582912.0f)), n);
+}
+
+INLINE f32x8 exp8(f32x8 x)
+{
+    x = clamped8(x, -105.0f, 89.0f);
+    f32x8 shifted = x * 1.44269504f + 12582912.0f;
+    f32x8 whole = shifted - 12582912.0f;
+    i32x8 n = ((i32x8)shifted - 0x4b400000) & (i32x8)(x == x);
+    f32x8 r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    f32x8 p = all8(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return scaled8(p * r * r + r + 1.0f, n);
+}
+
+INLINE f32x8 sigmoid8(f32x8 x)
+{
+    f32x8 e = exp8((f32x8)((i32x8)x | (i32x8)all8(-0.0f))); /* of -|x| */
+    f32x8 s = 1.0f / (1.0f + e);
+    i32x8 positive = x >= 0.0f;
+    return (f32x8)(((i32x8)s & positive) | ((i32x8)(e * s) & ~positive));
+}
+
+INLINE f32x8 silu8(f32x8 x)
+{
+    return x * sigmoid8(x);
+}
+
+/* ---- products, product.c ---- */
+
+enum { PRODUCT_ROWS = 16, PRODUCT_WEIGHTS = 128 };
+
+/* out[n][r] = sum_k x[r][k] * w[n][k] for `rows` <= PRODUCT_ROWS rows, n < count; weight rows
+ * `stride` bytes apart. out has PRODUCT_ROWS columns, those from `rows` on are undefined. */
+void KERNEL(product)(const float *const *x, uint32_t rows, weight_type type, const void *w,
+                     size_t stride, uint32_t count, uint32_t cols, float *out);
+
+/* ---- the kernels ---- */
+#define DECLARE(name)                                                                              \
+    void KERNEL(name)(const cpu_call *c, uint64_t line, uint64_t count, uint32_t z)
+#define DECLARE_TYPES(name)                                                                        \
+    DECLARE(name##_f32);                                                                           \
+    DECLARE(name##_f16);                                                                           \
+    DECLARE(name##_bf16)
+DECLARE_TYPES(embed);
+DECLARE(rmsnorm);
+DECLARE(gated_norm);
+DECLARE_TYPES(matvec);
+DECLARE(moe_route_narrow);
+DECLARE(moe_route_wide);
+DECLARE(moe_count);
+DECLARE(moe_sort);
+DECLARE_TYPES(moe_matvec);
+DECLARE_TYPES(moe_route_up);
+DECLARE(moe_combine);
+DECLARE(lightning_scores);
+DECLARE(lightning_walk);
+DECLARE(lightning_decode);
+DECLARE(rope_append);
+DECLARE(rope_append_f16);
+DECLARE(attention);
+DECLARE(attention_f16);
+DECLARE(attention_merge);
+DECLARE(sample);
+DECLARE_TYPES(synthesize);
+DECLARE(measure_copy);
+DECLARE(measure_read);
+DECLARE(measure_write);
+DECLARE(measure_rate_f32);
+
+#endif
