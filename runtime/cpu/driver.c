@@ -1,15 +1,20 @@
 /* The objects of the device and its queue. */
 #include "cpu/cpu.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "cpu/cpu_internal.h"
 
 /* ---- kernels ---- */
 
+/* FULGUR_AVX2=0: as on a processor without. */
 static bool avx2_usable(void)
 {
 #if defined(CPU_HAS_AVX2)
+    const char *text = getenv("FULGUR_AVX2");
+    if (text && strcmp(text, "0") == 0)
+        return false;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
     return false;

@@ -39,6 +39,10 @@ static model_fixture open_wide(bool half)
     model_fixture_shape = OP_SHAPE_WIDE;
     assert_true(model_fixture_open(&f, "", golden_dir, half, 64, CONTEXT));
     model_fixture_shape = OP_SHAPE_AUTO;
+    if (device_is_built_in(f.device.device)) {
+        model_fixture_close(&f);
+        skip(); /* it has no wide kernels, which write states beside those they read */
+    }
     assert_true(session_ahead_usable(f.session));
     return f;
 }
