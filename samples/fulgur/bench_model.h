@@ -43,7 +43,7 @@ typedef struct bench_run {
     bench_test tests[BENCH_TESTS];
     uint32_t test_count, reps;
     uint64_t seed;
-    uint64_t until_ns; /* not 0: tests that would begin later are left out */
+    uint64_t until_ns; /* not 0: tests after the second that would begin later are left out */
     bool profile;
     const char *name;          /* preset or folder */
     ful_type type;             /* of most weights */

@@ -276,7 +276,8 @@ static int run(int argc, char **argv)
          "make this model up: tiny, small, mid, full8x8, ... (default: by device)"},
         {'m', "model", "DIR", CLI_TEXT, &r.path, "load a model instead; its greedy text is noted"},
         {0, "seconds", "N", CLI_UINT, &r.seconds,
-         "about how long it may take (default 120, with --quick 30)"},
+         "about how long to measure; compiling and loading come on top (default 120, with --quick "
+         "30)"},
         {0, "quick", NULL, CLI_FLAG, &r.quick, "fewer and smaller measurements"},
         {'d', "device", "WHICH", CLI_TEXT, &m->device_text,
          "device by number, UUID or part of its name (default: the best)"},

@@ -361,25 +361,26 @@ expect_error "bench ops of no rows" 2 "--rows"
 at() {
     "$REPORT_CHECK" --at "$scratch/report.json" "$1"
 }
-mkdir -p "$scratch/sys/devices/system/cpu/cpu0/cpufreq"
-echo 2100000 >"$scratch/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"
-FULGUR_BENCH_SYSFS=$scratch/sys run bench report --quick --seconds 3 --model "$demo" --out "$scratch/report.html" \
-    --json "$scratch/report.json"
-expect_code "bench report" 0
-"$REPORT_CHECK" "$scratch/report.html" "$scratch/report.json" >"$scratch/why"
-report "bench report: the page shows the JSON's numbers" $? "$(cat "$scratch/why")"
-expect_same "bench report: the device" "$(at /device/name)" "\"$name\""
-expect_same "bench report: right" "$(at /correctness/ok)" true
-expect_number "bench report: ops were checked" "$(at /correctness/ops_checked)" ">=" 1
-expect_number "bench report: a model ran" "$(at /model/tests/0/tokens_per_s)" ">" 0
-expect_number "bench report: a second's tokens" "$(at /sustained/samples/0/tokens_per_s)" ">" 0
-expect_same "bench report: a second's clock" "$(at /sustained/samples/0/cpu_clock_mhz)" 2100
-expect_number "bench report: first token" "$(at /first_token/warm/process_ms)" ">" 0
-case $(at /correctness/greedy/text) in
-\"[!\"]*) report "bench report: greedy text" 0 ;;
-*) report "bench report: greedy text" 1 ;;
-esac
+# Old software drivers take a minute to compile for it, and it is the same program on all of them.
 if [ "$level" = full ]; then
+    mkdir -p "$scratch/sys/devices/system/cpu/cpu0/cpufreq"
+    echo 2100000 >"$scratch/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"
+    FULGUR_BENCH_SYSFS=$scratch/sys run bench report --quick --seconds 3 --model "$demo" --out "$scratch/report.html" \
+        --json "$scratch/report.json"
+    expect_code "bench report" 0
+    "$REPORT_CHECK" "$scratch/report.html" "$scratch/report.json" >"$scratch/why"
+    report "bench report: the page shows the JSON's numbers" $? "$(cat "$scratch/why")"
+    expect_same "bench report: the device" "$(at /device/name)" "\"$name\""
+    expect_same "bench report: right" "$(at /correctness/ok)" true
+    expect_number "bench report: ops were checked" "$(at /correctness/ops_checked)" ">=" 1
+    expect_number "bench report: a model ran" "$(at /model/tests/0/tokens_per_s)" ">" 0
+    expect_number "bench report: a second's tokens" "$(at /sustained/samples/0/tokens_per_s)" ">" 0
+    expect_same "bench report: a second's clock" "$(at /sustained/samples/0/cpu_clock_mhz)" 2100
+    expect_number "bench report: first token" "$(at /first_token/warm/process_ms)" ">" 0
+    case $(at /correctness/greedy/text) in
+    \"[!\"]*) report "bench report: greedy text" 0 ;;
+    *) report "bench report: greedy text" 1 ;;
+    esac
     FULGUR_BENCH_SPOIL="lightning prefill" run bench report --quick --seconds 3 --preset tiny --json "$scratch/report.json"
     expect_code "bench report of a spoilt op" 1
     expect_same "bench report of a spoilt op: says so" "$(at /correctness/ok)" false
