@@ -113,6 +113,12 @@ FUL_API const char *ful_feature_name(uint32_t feature);
 typedef bool (*ful_cache_get_fn)(void *ctx, const char *key, void *data, size_t *bytes);
 typedef void (*ful_cache_set_fn)(void *ctx, const char *key, const void *data, size_t bytes);
 
+/* When kernels are tried on small problems with known answers; see fulgur/selftest.h. */
+typedef enum ful_selftest_when {
+    FUL_SELFTEST_ON_LOAD = 0, /* those a model will use, when the first such model is loaded */
+    FUL_SELFTEST_NEVER = 1    /* only ful_device_selftest does; older verdicts hold */
+} ful_selftest_when;
+
 typedef struct ful_device_params {
     size_t struct_size;
     const uint8_t *uuid;   /* 16 bytes from ful_device_info, or NULL */
@@ -128,11 +134,13 @@ typedef struct ful_device_params {
     uint32_t max_submit_ms;      /* aim for one submission; 0 = 100; UINT32_MAX = no limit */
     uint32_t wait_timeout_ms; /* for one submission; 0 = 30,000, 600,000 for drivers that run on the
                                * processor; then FUL_ERR_DEVICE_LOST */
-    const char *cache_dir;    /* pipeline cache folder; NULL = the user's cache folder; "" = none */
+    const char *cache_dir;    /* folder of pipeline cache, tuning and self-test verdicts; NULL = the
+                               * user's cache folder; "" = none */
     ful_cache_get_fn cache_get; /* instead of a folder; both or neither */
     ful_cache_set_fn cache_set;
     void *cache_ctx;
     uint32_t threads; /* of the built-in device; 0 = FULGUR_THREADS, else one for each processor */
+    ful_selftest_when selftest;
 } ful_device_params;
 #define ful_device_params(...)                                                                     \
     (&(ful_device_params){.struct_size = sizeof(ful_device_params), __VA_ARGS__})
@@ -142,7 +150,7 @@ typedef struct ful_device_params {
  * discrete, then integrated, then virtual, then CPU, and among equals the one with most memory.
  * Where Vulkan has no usable device the built-in one is opened, with a warning in the log. Errors:
  * FUL_ERR_NO_DEVICE (the line lists what is there), FUL_ERR_UNSUPPORTED (below the floor),
- * FUL_ERR_ARGUMENT (FULGUR_CAPS or caps can't be read). */
+ * FUL_ERR_ARGUMENT (FULGUR_CAPS, caps or FULGUR_FAULT can't be read). */
 FUL_API ful_result ful_device_open(ful_device **out, ful_instance *instance,
                                    const ful_device_params *params);
 

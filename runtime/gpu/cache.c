@@ -1,5 +1,5 @@
 /* What is kept on disk or with the application from one opening of a device to the next: the
- * pipeline cache, and the choices that ops measured.
+ * pipeline cache, the choices that ops measured, and the verdicts of self-tests.
  *
  * An entry is our header, all little-endian, then the payload: Vulkan's data, or 32-bit words.
  *   0 magic                8 u32 version        12 u32 vendor      16 u32 device
@@ -19,7 +19,7 @@
 enum { CACHE_VERSION = 1, CACHE_KEY_BYTES = 96 };
 #define CACHE_MOST_BYTES (256u << 20)
 
-/* The two kinds of entries. */
+/* The kinds of entries. */
 typedef struct entry_kind {
     const char *magic; /* 8 characters */
     const char *what;  /* for messages */
@@ -30,6 +30,8 @@ static const entry_kind pipelines_kind = {"FULCACHE", "pipeline cache", "pipelin
                                           CACHE_HEADER_BYTES + 32, CACHE_MOST_BYTES};
 static const entry_kind choices_kind = {"FULTUNED", "tuning", "tuning", CACHE_HEADER_BYTES,
                                         CACHE_HEADER_BYTES + 4 * DEVICE_CHOICES};
+static const entry_kind verdicts_kind = {"FULTRUST", "self-test verdicts", "selftest",
+                                         CACHE_HEADER_BYTES, CACHE_HEADER_BYTES + (64u << 10)};
 
 uint64_t hash_bytes(uint64_t seed, const void *data, size_t bytes)
 {
@@ -139,12 +141,15 @@ static void entry_key(const ful_device *d, const entry_kind *kind, char key[CACH
     uint64_t driver = hash_bytes(HASH_SEED, d->facts.driver_uuid, 16);
     size_t used = (size_t)snprintf(key, CACHE_KEY_BYTES, "%s-", kind->key);
     driver = hash_bytes(driver, d->facts.cache_uuid, 16);
-    if (kind == &choices_kind) {
-        /* What was measured under a mask is of no use without it. */
+    if (kind != &pipelines_kind) {
+        /* What was measured or tested under a mask is of no use without it. */
         const ful_caps *c = &d->info.caps;
         const uint32_t caps[] = {c->features, c->shared_bytes, c->workgroup_invocations,
                                  c->subgroup_min, c->subgroup_max};
         driver = hash_bytes(driver, caps, sizeof(caps));
+        /* Faults put in by a test are not the driver's. */
+        if (kind == &verdicts_kind && d->fault)
+            driver = hash_bytes(driver, d->fault, strlen(d->fault));
     }
     for (int i = 0; i < 16; i++)
         used += (size_t)snprintf(key + used, CACHE_KEY_BYTES - used, "%02x", d->info.uuid[i]);
@@ -277,6 +282,35 @@ ful_result device_choices_store(ful_device *device)
     for (size_t i = 0; i < DEVICE_CHOICES; i++)
         put32(entry + CACHE_HEADER_BYTES + 4 * i, device->choices[i]);
     return entry_store(device, &choices_kind, entry, sizeof(entry));
+}
+
+uint8_t *cache_verdicts_load(const ful_device *d, size_t *bytes)
+{
+    uint8_t *entry = entry_load(d, &verdicts_kind, bytes);
+    const char *fault = entry ? entry_fault(d, &verdicts_kind, entry, *bytes) : NULL;
+    if (fault) {
+        entry_ignored(d, &verdicts_kind, fault);
+        mem_free(&d->alloc, entry);
+        entry = NULL;
+    }
+    if (!entry)
+        return NULL;
+    *bytes -= CACHE_HEADER_BYTES;
+    memmove(entry, entry + CACHE_HEADER_BYTES, *bytes);
+    return entry;
+}
+
+ful_result cache_verdicts_store(const ful_device *d, const uint8_t *payload, size_t bytes)
+{
+    if (!d->cache_folder && !d->cache_set)
+        return FUL_OK;
+    uint8_t *entry = mem_alloc(&d->alloc, CACHE_HEADER_BYTES + bytes);
+    if (!entry)
+        return mem_fail(CACHE_HEADER_BYTES + bytes, "self-test verdicts");
+    memcpy(entry + CACHE_HEADER_BYTES, payload, bytes);
+    ful_result r = entry_store(d, &verdicts_kind, entry, CACHE_HEADER_BYTES + bytes);
+    mem_free(&d->alloc, entry);
+    return r;
 }
 
 ful_result cache_open(ful_device *d, const ful_device_params *params)

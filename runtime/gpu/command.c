@@ -507,6 +507,8 @@ static ful_result dispatch_record(gpu_commands *c, const gpu_dispatch *d)
     TRY(kept_error(c));
     TRY(dispatch_check(c, d));
     if (c->flags & GPU_COMMANDS_DRY) {
+        TRY(step_room(c));
+        c->steps[c->step_count++] = (step){.label = d->label, .pipeline = d->pipeline};
         c->dispatch_count++;
         return FUL_OK;
     }
@@ -628,6 +630,11 @@ ful_result gpu_commands_end(gpu_commands *c)
         return FUL_OK;
     c->ended = true;
     return c->flags & GPU_COMMANDS_DRY ? FUL_OK : keep_error(c, part_end(c, true));
+}
+
+const char *gpu_commands_module(const gpu_commands *c, uint32_t i)
+{
+    return c->steps[i].pipeline->name;
 }
 
 uint32_t gpu_commands_dispatches(const gpu_commands *c)

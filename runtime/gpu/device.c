@@ -238,7 +238,9 @@ static ful_result device_fill(ful_device *d, const ful_device_params *p)
     if (!d->queue_lock || !d->memory_lock || !d->pipeline_lock)
         return mem_fail(sizeof(void *), "the device's locks");
     TRY(device_create_vulkan(d));
-    return cache_open(d, p);
+    TRY(cache_open(d, p));
+    d->tests_itself = p->selftest != FUL_SELFTEST_NEVER;
+    return trust_open(d);
 }
 
 ful_result ful_device_open(ful_device **out, ful_instance *instance,
@@ -249,6 +251,9 @@ ful_result ful_device_open(ful_device **out, ful_instance *instance,
     *out = NULL;
     ful_device_params p;
     TRY(params_copy(&p, sizeof(p), params, "ful_device_params"));
+    if ((unsigned)p.selftest > FUL_SELFTEST_NEVER)
+        return fail(FUL_ERR_ARGUMENT, "ful_device_open: selftest %d is not a known value",
+                    (int)p.selftest);
     if (!p.cache_get != !p.cache_set)
         return fail(FUL_ERR_ARGUMENT, "ful_device_open: cache_get and cache_set go together");
     ful_device *d = mem_zalloc(&instance->alloc, 1, sizeof(*d));
@@ -312,6 +317,7 @@ void ful_device_close(ful_device **device)
     mutex_destroy(&d->alloc, &d->queue_lock);
     mutex_destroy(&d->alloc, &d->memory_lock);
     mutex_destroy(&d->alloc, &d->pipeline_lock);
+    trust_close(d);
     mem_free(&d->alloc, d->cache_folder);
     ful_alloc alloc = d->alloc;
     mem_free(&alloc, d);
@@ -424,6 +430,11 @@ const log_sink *device_log(const ful_device *device)
 const ful_caps *device_caps(const ful_device *device)
 {
     return &device->info.caps;
+}
+
+bool device_tests_itself(const ful_device *device)
+{
+    return device->tests_itself;
 }
 
 bool device_is_cpu(const ful_device *device)

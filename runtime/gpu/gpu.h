@@ -164,14 +164,64 @@ typedef struct gpu_pipeline_desc {
     uint32_t spec[GPU_MAX_SPEC];
 } gpu_pipeline_desc;
 
-/* True if the module is in this build and the device has every feature its `needs` names. */
+/* True if the module is in this build, the device has every feature its `needs` names and no
+ * self-test spoke against it. */
 bool gpu_module_usable(const ful_device *device, const char *module);
 /* Finds or notes down the pipeline; compiles it at once unless a batch is open. FUL_ERR_UNSUPPORTED
- * if the module is not usable. */
+ * if the module is not usable, FUL_ERR_SELFTEST if that is for its results. */
 ful_result gpu_pipeline_get(ful_device *device, const gpu_pipeline_desc *desc, gpu_pipeline **out);
-/* Between begin and end pipelines are only noted down; end compiles them on all processors. */
+/* Between begin and end pipelines are only noted down; end compiles them on all processors, but for
+ * those of modules that were quarantined meanwhile. A module that the driver does not compile is
+ * quarantined until the device is closed. */
 void gpu_pipelines_begin(ful_device *device);
 ful_result gpu_pipelines_end(ful_device *device, ful_progress_fn progress, void *progress_ctx);
+
+/* ---- trust: what self-tests found about modules; the ops test (ops/selftest.h). Any thread. ----
+ */
+typedef enum gpu_trust {
+    GPU_TRUST_UNKNOWN = 0,
+    GPU_TRUST_PASSED = 1,
+    GPU_TRUST_NO_TEST = 2, /* no test reaches it */
+    GPU_TRUST_TESTING = 3, /* stored so before it first runs: found again, the process did not live
+                            * to see its end */
+    /* quarantined: */
+    GPU_TRUST_WRONG = 4,
+    GPU_TRUST_LOST = 5,
+    GPU_TRUST_CRASHED = 6,
+    GPU_TRUST_REFUSED = 7, /* by the driver's compiler */
+    GPU_TRUST_HIDDEN = 8   /* by gpu_family_hide; set by nothing else */
+} gpu_trust;
+bool gpu_trust_quarantined(gpu_trust trust);
+const char *gpu_trust_text(gpu_trust trust); /* "gave a wrong result in the self-test" */
+gpu_trust gpu_module_trust(const ful_device *device, const char *module);
+void gpu_module_set_trust(ful_device *device, const char *module, gpu_trust trust);
+/* A family is a module, or all that differ from each other in the type of the weights only: the
+ * name without _f32, _f16, _bf16. */
+void gpu_family_set_trust(ful_device *device, const char *family, gpu_trust trust);
+/* Leaves a family out for now, whatever its verdict, and ends that for all. Nothing else may use
+ * the device meanwhile. */
+void gpu_family_hide(ful_device *device, const char *family);
+void gpu_families_show(ful_device *device);
+void gpu_trust_forget(ful_device *device); /* all verdicts */
+/* gpu_module_usable for one of them. */
+bool gpu_family_usable(const ful_device *device, const char *family);
+/* Grows with every change of what is quarantined: plans made before may choose other kernels. */
+uint32_t gpu_trust_changes(const ful_device *device);
+/* Keeps the verdicts beside the pipeline cache; does nothing if the device was opened without. */
+ful_result device_trust_store(ful_device *device);
+/* The next module of unknown trust that a pipeline was noted of; *at begins at 0. */
+bool gpu_pipeline_next_unknown(ful_device *device, uint32_t *at, const char **module);
+/* False if the device was opened with FUL_SELFTEST_NEVER. */
+bool device_tests_itself(const ful_device *device);
+
+/* What FULGUR_FAULT says about a module's self-test. */
+typedef enum gpu_fault {
+    GPU_FAULT_NONE,
+    GPU_FAULT_WRONG,
+    GPU_FAULT_ONCE, /* in one of the repetitions */
+    GPU_FAULT_LOST
+} gpu_fault;
+gpu_fault gpu_module_fault(const ful_device *device, const char *module);
 
 /* ---- commands ---- */
 typedef struct gpu_commands gpu_commands;
@@ -213,6 +263,8 @@ ful_result gpu_commands_copy(gpu_commands *c, gpu_range src, gpu_range dst); /* 
 ful_result gpu_commands_fill(gpu_commands *c, gpu_range dst, uint32_t word);
 ful_result gpu_commands_end(gpu_commands *c);
 uint32_t gpu_commands_dispatches(const gpu_commands *c);
+/* GPU_COMMANDS_DRY: the module of dispatch i. */
+const char *gpu_commands_module(const gpu_commands *c, uint32_t i);
 uint32_t gpu_commands_submits(const gpu_commands *c);
 /* Submits everything recorded; returns at once (the built-in device: once it is done). The previous
  * submission of `c` must have been waited for. */

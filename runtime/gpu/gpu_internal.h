@@ -124,6 +124,10 @@ struct ful_device {
     size_t cache_loaded_bytes;
     char *cache_folder; /* NULL: none */
     uint32_t choices[DEVICE_CHOICES];
+    atomic_uchar *trust, *hidden; /* gpu_trust, and whether left out, by shader_modules[] */
+    _Atomic uint32_t trust_changes;
+    bool tests_itself;
+    char *fault; /* FULGUR_FAULT, or NULL */
     ful_cache_get_fn cache_get;
     ful_cache_set_fn cache_set;
     void *cache_ctx;
@@ -184,9 +188,18 @@ enum { CACHE_HEADER_BYTES = 112 };
 ful_result cache_open(ful_device *device, const ful_device_params *params);
 /* Stores it if it grew. */
 void cache_close(ful_device *device, bool releasable);
+/* What cache_verdicts_store kept: from mem_alloc, or NULL. */
+uint8_t *cache_verdicts_load(const ful_device *device, size_t *bytes);
+/* Does nothing without a cache. */
+ful_result cache_verdicts_store(const ful_device *device, const uint8_t *payload, size_t bytes);
 /* FNV-1a, 64 bits. */
 uint64_t hash_bytes(uint64_t seed, const void *data, size_t bytes);
 #define HASH_SEED 14695981039346656037u
+
+/* ---- trust.c ---- */
+/* Behind cache_open. FUL_ERR_ARGUMENT if FULGUR_FAULT can't be read. */
+ful_result trust_open(ful_device *device);
+void trust_close(ful_device *device);
 
 /* ---- command.c ---- */
 /* Barriers placed between steps (would be placed, with GPU_COMMANDS_NO_BARRIER). */

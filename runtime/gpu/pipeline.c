@@ -15,13 +15,6 @@ static const shader_module *module_find(const char *name)
     return NULL;
 }
 
-bool gpu_module_usable(const ful_device *device, const char *module)
-{
-    const shader_module *m = module_find(module);
-    return m && m->code && caps_meet_needs(&device->info.caps, m->needs, NULL, NULL) &&
-           (!device->info.built_in || cpu_has_kernel(device->vk, module));
-}
-
 /* ---- layouts ---- */
 
 static ful_result layout_create(ful_device *d, const gpu_pipeline_desc *desc, pipeline_layout *l)
@@ -161,11 +154,14 @@ static VkResult pipeline_compile(ful_device *d, gpu_pipeline *p)
 
 static ful_result compile_fail(ful_device *d, const gpu_pipeline *p, VkResult r)
 {
+    const shader_module *m = module_find(p->name);
     (void)vk_fail(d, r, "vkCreateComputePipelines");
     ful_result result = r == VK_ERROR_OUT_OF_HOST_MEMORY     ? FUL_ERR_HOST_MEMORY
                         : r == VK_ERROR_OUT_OF_DEVICE_MEMORY ? FUL_ERR_DEVICE_MEMORY
                         : r == VK_ERROR_DEVICE_LOST          ? FUL_ERR_DEVICE_LOST
                                                              : FUL_ERR_UNSUPPORTED;
+    if (result == FUL_ERR_UNSUPPORTED && m && m->code == p->code)
+        gpu_module_set_trust(d, p->name, GPU_TRUST_REFUSED);
     return fail_context(result, "shader %s", p->name);
 }
 
@@ -315,6 +311,10 @@ ful_result gpu_pipeline_get(ful_device *device, const gpu_pipeline_desc *desc, g
         return fail(FUL_ERR_UNSUPPORTED,
                     "shader %s is not in this build: its compiler was too old for it",
                     desc->module);
+    gpu_trust trust = gpu_module_trust(device, desc->module);
+    if (gpu_trust_quarantined(trust))
+        return fail(FUL_ERR_SELFTEST, "shader %s %s on %s (%s), and nothing is left in its place",
+                    desc->module, gpu_trust_text(trust), device->info.name, device->info.driver);
     return gpu_pipeline_from_words(device, desc, m->code, m->code_bytes, m->needs, out);
 }
 
@@ -384,7 +384,8 @@ ful_result gpu_pipelines_end(ful_device *device, ful_progress_fn progress, void 
     if (!list || !results)
         r = mem_fail(count * sizeof(*list), "a batch of pipelines");
     for (size_t i = 0; r == FUL_OK && i < count; i++)
-        if (!device->pipelines[i]->vk)
+        if (!device->pipelines[i]->vk &&
+            !gpu_trust_quarantined(gpu_module_trust(device, device->pipelines[i]->name)))
             list[n++] = device->pipelines[i];
     if (r == FUL_OK && n > 0)
         r = device_alive(device);

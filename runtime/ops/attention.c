@@ -187,7 +187,7 @@ static bool plan_matrix(const op_context *ctx, uint64_t pairs, uint32_t head_dim
 {
     const ful_caps *caps = device_caps(ctx->device);
     if (kv->type != FUL_TYPE_F16 || !op_wide(ctx) || caps->matrix_count == 0 ||
-        !(caps->features & FUL_FEATURE_FP16) || !(caps->features & FUL_FEATURE_SUBGROUP))
+        !gpu_module_usable(ctx->device, "attention_coopmat"))
         return false;
     bool cpu = device_is_cpu(ctx->device);
     /* Sums and queries of a tile stay in registers: too many for subgroups of fewer lanes. */

@@ -38,15 +38,17 @@ typedef struct spread {
     uint32_t invocations, key_parts, columns;
 } spread;
 
-static spread spread_choose(const op_context *ctx)
+/* One part: no shared memory, no barrier, and every load of q and k is the same for all lanes. */
+static spread spread_narrow(const op_context *ctx)
 {
-    if (op_wide(ctx))
-        return (spread){128, 4, 32};
-    /* One part: no shared memory, no barrier, and every load of q and k is the same for all lanes.
-     */
     uint32_t lanes = device_caps(ctx->device)->subgroup_size;
     lanes = lanes > 8 && lanes <= 64 ? lanes : 8;
     return (spread){lanes, 1, lanes};
+}
+
+static spread spread_choose(const op_context *ctx)
+{
+    return op_wide(ctx) ? (spread){128, 4, 32} : spread_narrow(ctx);
 }
 
 uint64_t op_lightning_decay_bytes(const ful_device *device, uint32_t heads, uint32_t head_dim)
@@ -81,7 +83,9 @@ static uint32_t block_words(bool half, uint32_t head_dim)
 
 static bool prefill_half(const op_context *ctx)
 {
-    return ctx->half && op_half_usable(ctx->device);
+    return ctx->half && op_half_usable(ctx->device) &&
+           gpu_module_usable(ctx->device, "lightning_scores_half") &&
+           gpu_module_usable(ctx->device, "lightning_walk_half");
 }
 
 uint64_t op_lightning_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t heads,
@@ -280,15 +284,20 @@ ful_result op_lightning_prefill(const op_context *ctx, const op_lightning_args *
     return prefill_plain(ctx, args);
 }
 
+static bool decode_wide(const op_context *ctx)
+{
+    return op_wide(ctx) && gpu_module_usable(ctx->device, "lightning_decode_wide");
+}
+
 bool op_lightning_decode_sides(const op_context *ctx, uint32_t heads, uint32_t head_dim)
 {
     uint64_t bytes = (uint64_t)heads * head_dim * head_dim * sizeof(float);
-    return op_wide(ctx) && 2 * bytes <= device_window_bytes(ctx->device) && heads <= MAX_GROUPS;
+    return decode_wide(ctx) && 2 * bytes <= device_window_bytes(ctx->device) && heads <= MAX_GROUPS;
 }
 
 static ful_result sides_check(const op_context *ctx, const op_lightning_args *a, uint64_t bytes)
 {
-    if (a->state_from > 1 || a->state_to > 1 || !op_wide(ctx) ||
+    if (a->state_from > 1 || a->state_to > 1 || !decode_wide(ctx) ||
         2 * bytes > device_window_bytes(ctx->device) || a->state.bytes < 2 * bytes)
         return fail(
             FUL_ERR_ARGUMENT,
@@ -308,10 +317,10 @@ ful_result op_lightning_decode(const op_context *ctx, const op_lightning_args *a
     if (units > UINT32_MAX)
         return fail(FUL_ERR_ARGUMENT, "lightning: %u sequences of %u heads", sequences,
                     args->heads);
-    bool wide = op_wide(ctx);
+    bool wide = decode_wide(ctx);
     /* Four columns an invocation, as many of them side by side as make a line of memory. */
     uint32_t width4 = dim / 4 % 8 == 0 ? 8 : 4;
-    uint32_t lanes = wide ? 128 : spread_choose(ctx).invocations;
+    uint32_t lanes = wide ? 128 : spread_narrow(ctx).invocations;
     uint32_t columns = wide ? 4 * width4 : lanes;
     gpu_pipeline_desc desc = {.module = wide ? "lightning_decode_wide" : "lightning_decode",
                               .buffer_count = 4,

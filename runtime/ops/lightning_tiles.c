@@ -73,7 +73,9 @@ static uint32_t tiles_list(const op_context *ctx, uint32_t head_dim,
 {
     const ful_caps *caps = device_caps(ctx->device);
     if (!ctx->half || !op_wide(ctx) || !op_half_usable(ctx->device) || head_dim > LIGHTNING_TABLE ||
-        !gpu_module_usable(ctx->device, "lightning_coopmat"))
+        !gpu_module_usable(ctx->device, "lightning_coopmat") ||
+        !gpu_module_usable(ctx->device, "lightning_pack") ||
+        !gpu_module_usable(ctx->device, "lightning_unpack"))
         return 0;
     uint32_t tile = 0;
     for (uint32_t i = 0; i < caps->matrix_count && tile == 0; i++)

@@ -45,6 +45,8 @@ static uint32_t splits_of(const op_context *ctx, uint32_t rows, uint32_t weight_
 /* Bytes for parts of split columns: none where the rows themselves come in parts. */
 static uint64_t split_room(const op_context *ctx, const op_matmul_args *args)
 {
+    if (!gpu_module_usable(ctx->device, "matmul_reduce"))
+        return 0;
     uint64_t limit = device_caps(ctx->device)->storage_range_bytes / 256 * 256;
     uint64_t x_bytes = (args->x.half ? 2 : 4) * (uint64_t)args->x.stride;
     uint64_t out_bytes = 4 * (uint64_t)args->out_stride;
@@ -129,7 +131,8 @@ ful_result op_matmul(const op_context *ctx, const op_matmul_args *args)
                     (unsigned)args->rows, (unsigned)w->rows, (unsigned)blocks->block);
 
     if (args->norm != NULL || !op_wide(ctx) || args->rows <= FEW_ROWS ||
-        (x->half && !op_half_usable(ctx->device)))
+        (x->half && !op_half_usable(ctx->device)) ||
+        !gpu_family_usable(ctx->device, x->half ? "matmul_half" : "matmul"))
         return matvec_matmul(ctx, args);
     matmul_plan plan;
     plan_tiles(ctx, args, &plan);

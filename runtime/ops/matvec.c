@@ -77,14 +77,16 @@ static uint32_t unroll_of(const matvec_spread *s, ful_type type, uint32_t held, 
     return most < 1 ? 1 : most;
 }
 
-matvec_spread matvec_spread_choose(const op_context *ctx, ful_type type, uint32_t weight_rows,
-                                   uint32_t cols, uint32_t held, bool pairs, uint32_t sums)
+matvec_spread matvec_spread_choose(const op_context *ctx, bool subgroups, ful_type type,
+                                   uint32_t weight_rows, uint32_t cols, uint32_t held, bool pairs,
+                                   uint32_t sums)
 {
     const ful_caps *caps = device_caps(ctx->device);
     op_tuning tuning = device_tuning(ctx->device);
     uint32_t invocations = tuned_or(tuning.matvec_invocations, LINE_INVOCATIONS);
     matvec_spread s = {.wg = 128};
-    s.group = lanes_of_subgroup(caps, s.wg, &s.subgroup_size);
+    if (subgroups)
+        s.group = lanes_of_subgroup(caps, s.wg, &s.subgroup_size);
     s.subgroup = s.group != 0;
     s.lanes = s.subgroup ? s.group : 32;
     if (!s.subgroup)
@@ -161,14 +163,16 @@ static bool tile(const op_context *ctx, uint32_t held, matvec_spread *s)
 
 static void plan_wide(const op_context *ctx, const op_matmul_args *args, matvec_plan *plan)
 {
-    const op_fused_norm *norm = args->norm;
-    uint32_t held = held_rows(args->rows);
-    matvec_spread s = matvec_spread_choose(ctx, args->w->type, args->w->rows, args->w->cols, held,
-                                           args->act == OP_ACT_SWIGLU, norm != NULL ? held : 0);
-    bool staged = norm != NULL && held == 1 && stage(ctx, args->w->type, args->w->cols, &s);
     static const char *const names[2][2] = {{"matvec_wide", "matvec_wide_subgroup"},
                                             {"matvec_norm", "matvec_norm_subgroup"}};
-    bool tiled = norm == NULL && !args->x.half && tile(ctx, held, &s);
+    const op_fused_norm *norm = args->norm;
+    uint32_t held = held_rows(args->rows);
+    matvec_spread s = matvec_spread_choose(
+        ctx, gpu_family_usable(ctx->device, names[norm != NULL][1]), args->w->type, args->w->rows,
+        args->w->cols, held, args->act == OP_ACT_SWIGLU, norm != NULL ? held : 0);
+    bool staged = norm != NULL && held == 1 && stage(ctx, args->w->type, args->w->cols, &s);
+    bool tiled = norm == NULL && !args->x.half &&
+                 gpu_family_usable(ctx->device, "matvec_rows_subgroup") && tile(ctx, held, &s);
     plan->module = op_module_name(tiled ? "matvec_rows_subgroup" : names[norm != NULL][s.subgroup],
                                   args->w->type);
     plan->group_rows = held;
@@ -214,7 +218,9 @@ bool op_matmul_norm_usable(const op_context *ctx, uint32_t rows, uint32_t cols,
     const ful_caps *caps = device_caps(ctx->device);
     uint64_t widest = 4 * (uint64_t)rows * (gate_stride > cols ? gate_stride : cols);
     return op_wide(ctx) && rows <= MATVEC_ROWS && cols % 8 == 0 && gate_stride % 8 == 0 &&
-           caps->storage_buffers >= 6 && widest <= caps->storage_range_bytes;
+           caps->storage_buffers >= 6 && widest <= caps->storage_range_bytes &&
+           (gpu_family_usable(ctx->device, "matvec_norm") ||
+            gpu_family_usable(ctx->device, "matvec_norm_subgroup"));
 }
 
 static ful_result norm_check(const op_context *ctx, const op_matmul_args *args)
@@ -258,7 +264,8 @@ ful_result matvec_matmul(const op_context *ctx, const op_matmul_args *args)
     if (args->norm != NULL)
         TRY(norm_check(ctx, args));
     matvec_plan plan;
-    if (op_wide(ctx))
+    if (op_wide(ctx) && (args->norm != NULL || gpu_family_usable(ctx->device, "matvec_wide") ||
+                         gpu_family_usable(ctx->device, "matvec_wide_subgroup")))
         plan_wide(ctx, args, &plan);
     else
         plan_narrow(args, &plan);

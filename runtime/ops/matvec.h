@@ -18,9 +18,11 @@ typedef struct matvec_spread {
 } matvec_spread;
 
 /* For weight_rows rows of `cols` weights each, against `held` rows of x (a power of two). With
- * pairs, two weight rows make one output. sums: values a line adds up beside its products. */
-matvec_spread matvec_spread_choose(const op_context *ctx, ful_type type, uint32_t weight_rows,
-                                   uint32_t cols, uint32_t held, bool pairs, uint32_t sums);
+ * pairs, two weight rows make one output. sums: values a line adds up beside its products.
+ * subgroups: whether the kernel that uses them may be taken where the device has them. */
+matvec_spread matvec_spread_choose(const op_context *ctx, bool subgroups, ful_type type,
+                                   uint32_t weight_rows, uint32_t cols, uint32_t held, bool pairs,
+                                   uint32_t sums);
 
 /* All of op_matmul that is not for tiles; args were checked there. */
 ful_result matvec_matmul(const op_context *ctx, const op_matmul_args *args);

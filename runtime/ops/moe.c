@@ -61,7 +61,8 @@ ful_result op_route(const op_context *ctx, const op_route_args *args)
         return fail(FUL_ERR_ARGUMENT, "routing: top_k %u of %u experts", (unsigned)args->top_k,
                     (unsigned)args->experts);
     /* A serial search is right for a handful of experts only. */
-    bool wide = op_wide(ctx) || args->experts > 64 || args->top_k > 8;
+    bool handful = args->experts <= 64 && args->top_k <= 8;
+    bool wide = !handful || (op_wide(ctx) && gpu_module_usable(ctx->device, "moe_route_wide"));
     uint32_t wg = wide ? 32 : 8;
     while (wide && wg < args->experts && wg < 128)
         wg *= 2;
@@ -164,16 +165,34 @@ static uint64_t place(uint64_t *end, uint64_t bytes)
     return at;
 }
 
+/* Whether kernels of workgroups that share memory may be taken; else those of narrow ones are. */
+static bool wide_usable(const op_context *ctx, bool half, bool few)
+{
+    const ful_device *d = ctx->device;
+    if (!op_wide(ctx))
+        return false;
+    if (!few)
+        return gpu_family_usable(d, half ? "moe_matmul_half" : "moe_matmul");
+    /* What one matrix passes to the other is f32. */
+    return (gpu_family_usable(d, "moe_matvec_wide") ||
+            gpu_family_usable(d, "moe_matvec_subgroup")) &&
+           (!half || gpu_family_usable(d, "moe_matvec_wide_half") ||
+            gpu_family_usable(d, "moe_matvec_subgroup_half"));
+}
+
 /* With half the inputs of both matrices are halves. part_rows is 0 if nothing fits. */
 static moe_plan plan_make(const op_context *ctx, bool half, uint32_t rows, uint32_t top_k,
                           uint32_t experts, uint32_t dim, uint32_t width)
 {
-    moe_plan p = {.wide = op_wide(ctx), .half = half};
-    p.few = rows <= (uint32_t)(p.wide ? FEW_ROWS : FEW_ROWS_NARROW);
+    moe_plan p = {.half = half};
+    p.few = rows <= (uint32_t)(wide_usable(ctx, half, true) ? FEW_ROWS : FEW_ROWS_NARROW);
+    p.matrix = half && op_wide(ctx) && !p.few && tiles_usable(ctx, true) &&
+               gpu_module_usable(ctx->device, "moe_gather") &&
+               gpu_module_usable(ctx->device, "moe_combine_sorted");
+    p.wide = p.matrix || wide_usable(ctx, half, p.few);
     const ful_caps *caps = device_caps(ctx->device);
     uint64_t limit = range_limit(ctx->device);
     uint64_t expected = (uint64_t)rows * top_k / experts;
-    p.matrix = half && p.wide && !p.few && tiles_usable(ctx);
     if (p.matrix)
         p.tile_rows =
             tiles_group_rows(ctx, experts, expected < rows ? (uint32_t)expected : rows, 2 * width);
@@ -348,7 +367,8 @@ static ful_result matvec_pipeline(const moe_part *m, const gpu_tensor *w, bool h
     /* All chosen experts are read at once. */
     uint32_t lines = mode == MODE_DOWN_COMBINE ? 1 : top_k;
     matvec_spread s =
-        matvec_spread_choose(m->ctx, w->type, lines * w->rows, w->cols, held, mode == MODE_UP, 0);
+        matvec_spread_choose(m->ctx, gpu_family_usable(m->ctx->device, names[1][half]), w->type,
+                             lines * w->rows, w->cols, held, mode == MODE_UP, 0);
     uint32_t split = 1;
     if (mode == MODE_DOWN_COMBINE && s.wg % (s.lanes * top_k) == 0)
         split = top_k;
@@ -422,7 +442,12 @@ bool op_moe_routes(const op_context *ctx, uint32_t rows, uint32_t experts, uint3
 {
     const ful_caps *caps = device_caps(ctx->device);
     uint32_t most = op_wide(ctx) ? ROUTED_EXPERTS : ROUTED_EXPERTS_NARROW;
-    return rows == 1 && experts <= most && top_k <= experts && caps->storage_buffers >= 6;
+    bool wide = wide_usable(ctx, false, true);
+    return rows == 1 && experts <= most && top_k <= experts && caps->storage_buffers >= 6 &&
+           (wide ? gpu_family_usable(ctx->device, "moe_route_up_wide") ||
+                       gpu_family_usable(ctx->device, "moe_route_up_subgroup")
+                 : experts <= ROUTED_EXPERTS_NARROW &&
+                       gpu_family_usable(ctx->device, "moe_route_up_narrow"));
 }
 
 static ful_result route_up_pipeline(const moe_part *m, group_call *call)
@@ -442,7 +467,9 @@ static ful_result route_up_pipeline(const moe_part *m, group_call *call)
         call->rows_per_group = 2 * NARROW_WG;
         return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);
     }
-    matvec_spread s = matvec_spread_choose(m->ctx, w->type, top_k * w->rows, w->cols, 1, true, 0);
+    matvec_spread s =
+        matvec_spread_choose(m->ctx, gpu_family_usable(m->ctx->device, "moe_route_up_subgroup"),
+                             w->type, top_k * w->rows, w->cols, 1, true, 0);
     op_module module =
         op_module_name(s.subgroup ? "moe_route_up_subgroup" : "moe_route_up_wide", w->type);
     gpu_pipeline_desc desc = {.module = module.name,

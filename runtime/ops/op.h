@@ -49,6 +49,7 @@ typedef struct op_context {
     bool half;      /* use fp16 variants where they exist and the device can */
     int32_t layer;  /* for labels; -1 = none */
     op_shape shape;
+    uint32_t tile; /* tests: a tile_code (tuning.h) to take instead of the tuned one; 0 = none */
 } op_context;
 
 static inline bool op_wide(const op_context *ctx)
@@ -290,6 +291,8 @@ typedef struct op_sample_args {
     gpu_range out;     /* u32 token, u32 flags: bit 0 = a logit is not finite */
     gpu_range scratch; /* op_sample_scratch_bytes */
 } op_sample_args;
+/* False if the device's own sampling can't be trusted: the host's then draws. */
+bool op_sample_usable(const ful_device *device);
 uint64_t op_sample_scratch_bytes(const op_context *ctx, uint32_t vocab);
 ful_result op_sample(const op_context *ctx, const op_sample_args *args);
 

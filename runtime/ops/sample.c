@@ -1,6 +1,11 @@
 /* Drawing a token on the device. */
 #include "ops/op_common.h"
 
+bool op_sample_usable(const ful_device *device)
+{
+    return gpu_module_usable(device, "sample");
+}
+
 uint64_t op_sample_scratch_bytes(const op_context *ctx, uint32_t vocab)
 {
     (void)ctx;

@@ -130,6 +130,8 @@ typedef struct tile_work {
 /* What tuning says about products of so many rows; 0: nothing. */
 static uint32_t tuned_code(const op_context *ctx, bool grouped, uint32_t rows)
 {
+    if (ctx->tile != 0)
+        return ctx->tile;
     op_tuning t = device_tuning(ctx->device);
     uint32_t i = tuning_rows_class(rows);
     return grouped ? t.group_tile[i] : t.tile[i];
@@ -160,12 +162,13 @@ static bool size_choose(const op_context *ctx, const tile_work *work, tile_size 
     return out->bm != 0;
 }
 
-bool tiles_usable(const op_context *ctx)
+bool tiles_usable(const op_context *ctx, bool grouped)
 {
     const ful_caps *caps = device_caps(ctx->device);
     tile_size s;
+    /* The sizes of a grouped product's tiles are those of subgroups in any case. */
     return op_half_usable(ctx->device) && (caps->features & FUL_FEATURE_COOPMAT) &&
-           gpu_module_usable(ctx->device, "matmul_coopmat_f16") &&
+           gpu_family_usable(ctx->device, grouped ? "moe_coopmat" : "matmul_coopmat") &&
            size_choose(ctx, &(tile_work){.experts = 1, .rows = 1, .weight_rows = 1}, &s);
 }
 
@@ -206,7 +209,7 @@ uint64_t tiles_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t weig
 {
     tile_work work = {.experts = 1, .rows = rows, .weight_rows = weight_rows};
     tile_size s;
-    if (!tiles_usable(ctx) || !size_choose(ctx, &work, &s))
+    if (!tiles_usable(ctx, false) || !size_choose(ctx, &work, &s))
         return 0;
     uint32_t splits = splits_for(ctx, &s, rows, weight_rows, UINT32_MAX / 2);
     uint64_t bytes = (uint64_t)splits * rows * weight_rows * 4;
@@ -235,7 +238,7 @@ static bool windows_in_fours(const gpu_tensor *w)
 bool tiles_choose(const op_context *ctx, const tile_request *q, tile_kernel *out)
 {
     const ful_caps *caps = device_caps(ctx->device);
-    if (!tiles_usable(ctx))
+    if (!tiles_usable(ctx, q->grouped))
         return false;
     if (q->block != 0 && (q->grouped || q->act == OP_ACT_SWIGLU || !blocks_fit(q->w, q->block)))
         return false;
@@ -243,6 +246,12 @@ bool tiles_choose(const op_context *ctx, const tile_request *q, tile_kernel *out
         out->splits = 1;
         return true;
     }
+    op_module module = op_module_name(q->grouped      ? "moe_coopmat"
+                                      : q->block != 0 ? "matmul_coopmat_blocks"
+                                                      : "matmul_coopmat",
+                                      q->w->type);
+    if (!gpu_module_usable(ctx->device, module.name))
+        return false;
     tile_work work = {.grouped = q->grouped,
                       .experts = q->w->experts,
                       .rows = q->rows,
@@ -263,10 +272,7 @@ bool tiles_choose(const op_context *ctx, const tile_request *q, tile_kernel *out
     uint32_t flags = (w_scale ? FLAG_W_SCALE : 0) | (q->w->cols % s.bk != 0 ? FLAG_RAGGED : 0) |
                      (windows_in_fours(q->w) && out_stride % 4 == 0 ? FLAG_VEC_OUT : 0);
     *out =
-        (tile_kernel){.module = op_module_name(q->grouped      ? "moe_coopmat"
-                                               : q->block != 0 ? "matmul_coopmat_blocks"
-                                                               : "matmul_coopmat",
-                                               q->w->type),
+        (tile_kernel){.module = module,
                       .bm = s.bm,
                       .bn = s.bn,
                       .splits = splits,
@@ -390,7 +396,7 @@ uint32_t tiles_candidates(const op_context *ctx, uint32_t *codes, uint32_t most)
     const ful_caps *caps = device_caps(ctx->device);
     size_list list = sizes_for(caps->matrix_subgroup);
     uint32_t n = 0;
-    if (!op_wide(ctx) || !tiles_usable(ctx))
+    if (!op_wide(ctx) || !tiles_usable(ctx, false))
         return 0;
     for (uint32_t i = 0; i < list.count && n < most; i++)
         if (size_fits(caps, &list.sizes[i], 0))

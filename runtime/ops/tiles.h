@@ -41,8 +41,8 @@ typedef struct tile_kernel {
 /* Grouped kernels may read a tile that begins at the last sorted row: x must have room for it. */
 enum { TILES_SPARE_ROWS = 128 };
 
-/* True if the device has a kernel for halves on matrix units at all. */
-bool tiles_usable(const op_context *ctx);
+/* True if the device has a kernel for halves on matrix units at all: dense, or sorted by expert. */
+bool tiles_usable(const op_context *ctx, bool grouped);
 /* False if no kernel serves the request there. */
 bool tiles_choose(const op_context *ctx, const tile_request *request, tile_kernel *out);
 /* Rows of a tile for so many experts with that many rows on average, and their weight rows. */

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "ops/selftest.h"
 #include "schedule/record.h"
 
 static const uint32_t buckets[] = {1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
@@ -286,20 +287,41 @@ static void forget_state(const ful_model *model, sequence_state *state)
     mem_free(a, state->kv);
 }
 
-ful_result schedule_warm(const ful_model *model, uint32_t kv_tokens, ful_progress_fn progress,
-                         void *ctx)
+/* Asks for every pipeline of the model's sessions. */
+static ful_result collect_all(const ful_model *model, uint32_t kv_tokens)
 {
     sequence_state state = {0};
-    gpu_pipelines_begin(model->device);
     ful_result r = imagine_state(model, kv_tokens, &state);
     if (r == FUL_OK)
         r = collect(model, SCHEDULE_DECODE, 1, false, &state);
-    if (r == FUL_OK && !device_is_cpu(model->device))
+    if (r == FUL_OK && !device_is_cpu(model->device) && op_sample_usable(model->device))
         r = collect(model, SCHEDULE_DECODE, 1, true, &state);
     for (uint32_t i = 1; i < BUCKET_COUNT && buckets[i] <= model->plan.chunk_tokens && r == FUL_OK;
          i++)
         r = collect(model, SCHEDULE_PREFILL, buckets[i], false, &state);
-    ful_result built = gpu_pipelines_end(model->device, r == FUL_OK ? progress : NULL, ctx);
     forget_state(model, &state);
-    return r != FUL_OK ? r : built;
+    return r == FUL_ERR_SELFTEST ? selftest_last_resort(model->device) : r;
+}
+
+ful_result schedule_warm(const ful_model *model, uint32_t kv_tokens, ful_progress_fn progress,
+                         void *ctx)
+{
+    /* Each turn but the last quarantines a kernel, so that others are asked for. */
+    for (;;) {
+        uint32_t changes = gpu_trust_changes(model->device);
+        selftest *test = NULL;
+        gpu_pipelines_begin(model->device);
+        ful_result r = collect_all(model, kv_tokens);
+        if (r == FUL_OK)
+            r = selftest_prepare(model->device, model->shape, &test);
+        ful_result built = gpu_pipelines_end(model->device, r == FUL_OK ? progress : NULL, ctx);
+        if (r == FUL_OK)
+            r = built;
+        if (r == FUL_OK)
+            r = selftest_run(&test);
+        selftest_end(&test);
+        bool again = changes != gpu_trust_changes(model->device);
+        if (!again || (r != FUL_OK && r != FUL_ERR_UNSUPPORTED))
+            return r;
+    }
 }

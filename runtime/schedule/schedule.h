@@ -83,7 +83,9 @@ ful_result schedule_run_tapped(const ful_model *model, schedule_kind kind, uint3
                                const schedule_io *io, const sequence_state *state,
                                const schedule_tap *tap);
 
-/* Compiles every pipeline that sessions of this model will use. */
+/* Compiles every pipeline that sessions of this model will use, and tests those kernels among them
+ * that were never tested here. If that quarantines some (gpu_trust_changes), a plan made before may
+ * not hold. */
 ful_result schedule_warm(const ful_model *model, uint32_t kv_tokens, ful_progress_fn progress,
                          void *ctx);
 

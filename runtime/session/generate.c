@@ -63,7 +63,7 @@ typedef enum drawing {
 static drawing drawing_choose(const ful_session *s, const ful_sampler_params *p)
 {
     bool wide = s->model->shape == OP_SHAPE_WIDE || !device_is_cpu(s->model->device);
-    if (p->mask || s->tap || !wide)
+    if (p->mask || s->tap || !wide || !op_sample_usable(s->model->device))
         return DRAW_HOST;
     return session_ahead_usable(s) ? DRAW_AHEAD : DRAW_DEVICE;
 }

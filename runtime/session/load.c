@@ -197,6 +197,17 @@ static ful_result plan_again(ful_model *m, const ful_plan *plan)
     return FUL_OK;
 }
 
+/* Activations of kernels that took the place of others. */
+static ful_result replan(ful_model *m)
+{
+    ful_plan_params p = {.max_tokens = m->plan.max_tokens,
+                         .chunk_tokens = m->plan.chunk_tokens,
+                         .precision = m->plan.precision,
+                         .decay = m->plan.decay,
+                         .session_count = m->plan.session_count};
+    return make_plan(m->device, &m->config, &m->info, &p, &m->plan);
+}
+
 static ful_result load(ful_model *m, const weight_source *source, const ful_plan *plan,
                        ful_progress_fn progress, void *ctx)
 {
@@ -210,8 +221,12 @@ static ful_result load(ful_model *m, const weight_source *source, const ful_plan
         r = files ? weights_load(m, files, progress, ctx)
                   : synthetic_weights(m, source->synthetic->seed, progress, ctx);
     tensor_file_close(&files);
+    uint32_t changes = gpu_trust_changes(m->device);
     if (r == FUL_OK)
         r = schedule_warm(m, (uint32_t)m->plan.max_tokens, progress, ctx);
+    /* Other kernels, other activations; the weights are there. */
+    if (r == FUL_OK && changes != gpu_trust_changes(m->device))
+        r = replan(m);
     return r;
 }
 

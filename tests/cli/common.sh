@@ -14,7 +14,7 @@ checks=0 failures=0
 export XDG_CACHE_HOME=$scratch/cache
 mkdir -p "$XDG_CACHE_HOME"
 ran_file=${FULGUR_TEST_RAN:-}
-unset FULGUR_TEST_RAN FULGUR_CAPS
+unset FULGUR_TEST_RAN FULGUR_CAPS FULGUR_FAULT
 
 on_driver() {
     "$SOURCE_DIR/tools/with-driver" "$DRIVER" "$@"

@@ -414,6 +414,33 @@ report "tune --forget goes back to the defaults" $?
 run tune --show --forget
 expect_code "tune --show --forget" 2
 
+# ---- selftest ----
+run selftest --only attention
+expect_code "selftest" 0
+expect_text "selftest names the device and the kernels" "$out" "${name:0:6}" "attention_f16" "passed"
+run selftest --only embedding --json
+expect_code "selftest --json" 0
+expect_text "selftest --json has the verdict" "$out" '"variant": "embed_f16"' '"verdict": "passed"'
+"$JSON_GET" <"$out" >/dev/null
+report "selftest --json is JSON" $?
+FULGUR_FAULT=selftest:embed run selftest --only embedding --json
+expect_code "selftest with a fault" 1
+expect_text "selftest with a fault" "$out" '"verdict": "wrong"' '"usable": false'
+FULGUR_FAULT=selftest:moe_route_up_*,selftest:matvec_norm* run run "$demo" -p "Once" -n 8 --temp 0
+expect_code "run with kernels in quarantine" 0
+expect_text "run with kernels in quarantine says so" "$err" "not used from now on"
+cp "$out" "$scratch/quarantined"
+run run "$demo" -p "Once" -n 8 --temp 0
+cmp -s "$out" "$scratch/quarantined"
+report "kernels in quarantine leave the text as it is" $?
+FULGUR_FAULT=selftest:embed run run "$demo" -p "Once" -n 8
+expect_code "run without any kernel for an op" 1
+expect_text "run without any kernel for an op" "$err" "embed_" "wrong result"
+FULGUR_FAULT=nonsense run run "$demo" -p x
+expect_error "FULGUR_FAULT with a word it does not know" 1 FULGUR_FAULT nonsense
+run selftest extra
+expect_code "selftest extra" 2
+
 # ---- the samples of one page ----
 sample() {
     last="sample $*"

@@ -68,7 +68,8 @@ static ful_result try_open(ful_instance **instance, ful_device **device, const c
                                                 .validation = validation)));
     return ful_device_open(device, *instance,
                            ful_device_params(.name_part = getenv("FULGUR_TEST_DEVICE"),
-                                             .caps = caps, .cache_dir = ""));
+                                             .caps = caps, .cache_dir = "",
+                                             .selftest = FUL_SELFTEST_NEVER));
 }
 
 /* Keeps drivers loaded until the process ends: some can't be unloaded and loaded again often. It is

@@ -616,7 +616,9 @@ int main(int argc, char **argv)
           "instance");
     real_create_device = vkCreateDevice;
     vkCreateDevice = create_device;
-    check(ful_device_open(&d, instance, ful_device_params(.cache_dir = "")), "device");
+    check(ful_device_open(&d, instance,
+                          ful_device_params(.cache_dir = "", .selftest = FUL_SELFTEST_NEVER)),
+          "device");
     real_create_pipelines = d->fn.vkCreateComputePipelines;
     d->fn.vkCreateComputePipelines = create_pipelines;
     const ful_device_info *info = ful_device_get_info(d);
