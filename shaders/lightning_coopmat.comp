@@ -7,10 +7,11 @@
 //
 // data   [rows][stride] halves, per head q, k, v of D; times scale [rows][stride / D] (powers of two)
 // decay  [heads][DECAY_STRIDE], inc/lightning.glsl
-// state  [heads of this dispatch][D (key)][D (value)] f32
+// state  [heads of this dispatch][D (key)][D (value)] f32; CHUNKED: [chunks][heads of this
+//        dispatch][D][D], where each chunk starts (lightning_scan.comp), only read
 // out    [rows][out_stride] halves; times out_scale [rows][out_stride / VS]
 //
-// Workgroup = (slice of VS value columns, head) in RG x CG subgroups: subgroup (r, c) has the rows of
+// Workgroup = (slice of VS value columns, head, chunk of the rows) in RG x CG subgroups: subgroup (r, c) has the rows of
 // group r (queries of the block, then keys of the state) and the columns of group c. While a block is
 // worked on, the next one's q, k and v are on their way to registers. Absent rows are zeros.
 //
@@ -41,6 +42,7 @@ layout(constant_id = 3) const uint VS = 64; // value columns of a workgroup
 layout(constant_id = 4) const uint RG = 4;
 layout(constant_id = 5) const uint CG = 2;
 layout(constant_id = 6) const uint T = 16; // matrices are T x T x T
+layout(constant_id = 7) const uint CHUNKED = 0; // 0: all rows are one chunk, its end becomes the state
 
 layout(std430, binding = 0) readonly buffer Data { uvec4 data8[]; };
 layout(std430, binding = 1) readonly buffer Scale { float scale[]; };
@@ -55,6 +57,7 @@ layout(push_constant) uniform Push {
     uint stride;     // halves from row to row
     uint head_base;  // first head of this dispatch
     uint out_stride;
+    uint chunk_rows; // CHUNKED: a multiple of C
 } push;
 
 const uint D8 = D / 8, V8 = VS / 8; // a row in vectors of 8 halves
@@ -126,8 +129,15 @@ void main()
 {
     uint head = gl_WorkGroupID.y, slice = gl_WorkGroupID.x, t = gl_LocalInvocationID.x;
     uint rows = step.n_rows > push.row_base ? min(step.n_rows - push.row_base, push.row_cap) : 0;
-    if (rows == 0)
+    uint from = 0, unit = head; // the chunk's first row, the state it starts with
+    if (CHUNKED != 0) {
+        from = gl_WorkGroupID.z * push.chunk_rows;
+        unit += gl_WorkGroupID.z * gl_NumWorkGroups.y;
+    }
+    if (from >= rows)
         return;
+    if (CHUNKED != 0)
+        rows = min(rows, from + push.chunk_rows);
     uint rg = gl_SubgroupID / CG, cg = gl_SubgroupID % CG;
     uint h = push.head_base + head;
     uint table = h * DECAY_STRIDE;
@@ -144,7 +154,7 @@ void main()
     }
 
     // The incoming state.
-    uint state_at = head * D * D + slice * VS + cg * OT * T + rg * KT * T * D;
+    uint state_at = unit * D * D + slice * VS + cg * OT * T + rg * KT * T * D;
     [[unroll]] for (uint kt = 0; kt < KT; kt++)
         [[unroll]] for (uint ot = 0; ot < OT; ot++)
             coopMatLoad(s[kt * OT + ot], state, state_at + kt * T * D + ot * T, D, ROW);
@@ -152,7 +162,7 @@ void main()
     {
         uint high = 0;
         for (uint n = t; n < D * VS; n += WG)
-            high = max(high, floatBitsToUint(abs(state[head * D * D + slice * VS + n / VS * D + n % VS])));
+            high = max(high, floatBitsToUint(abs(state[unit * D * D + slice * VS + n / VS * D + n % VS])));
         atomicMax(sh_max[1], high);
     }
     barrier();
@@ -161,12 +171,12 @@ void main()
 
     uvec4 next_q[X_LOADS], next_k[X_LOADS], next_v[V_LOADS];
     vec3 next_scale = vec3(1);
-    FETCH_QK(0)
-    FETCH_V(0)
+    FETCH_QK(from)
+    FETCH_V(from)
 
-    uint blocks = (rows + C - 1) / C;
+    uint blocks = (rows - from + C - 1) / C;
     for (uint block = 0; block < blocks; block++) {
-        uint first = block * C, high = min(rows - first, C);
+        uint first = from + block * C, high = min(rows - first, C);
         [[unroll]] for (uint n = 0; n < X_LOADS; n++) {
             uint e = n * WG + t;
             sh_x[e / D8 * XP + e % D8] = next_q[n];
@@ -389,6 +399,8 @@ void main()
         }
     }
 
+    if (CHUNKED != 0)
+        return;
     [[unroll]] for (uint kt = 0; kt < KT; kt++)
         [[unroll]] for (uint ot = 0; ot < OT; ot++)
             coopMatStore(s[kt * OT + ot], state, state_at + kt * T * D + ot * T, D, ROW);

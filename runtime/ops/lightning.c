@@ -89,11 +89,13 @@ static bool prefill_half(const op_context *ctx)
 }
 
 uint64_t op_lightning_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t heads,
-                                    uint32_t head_dim)
+                                    uint32_t head_dim, bool halves)
 {
     lightning_tiles tiles;
-    if (lightning_tiles_choose(ctx, heads, head_dim, &tiles))
-        return lightning_tiles_scratch_bytes(&tiles, rows, heads, head_dim);
+    if (lightning_tiles_choose(ctx, rows, heads, head_dim, &tiles))
+        return lightning_tiles_scratch_bytes(&tiles, rows, heads, head_dim, halves);
+    if (halves)
+        return 0; /* no kernel reads and writes them here */
     uint64_t blocks = ((uint64_t)rows + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     return blocks * heads * block_words(prefill_half(ctx), head_dim) * sizeof(uint32_t);
 }
@@ -274,12 +276,12 @@ ful_result op_lightning_prefill(const op_context *ctx, const op_lightning_args *
                     args->sequences);
     bool halves = args->qkv_blocks.data.buffer != NULL && args->out_blocks.data.buffer != NULL;
     uint64_t need =
-        halves ? 0 : op_lightning_scratch_bytes(ctx, args->rows, args->heads, args->head_dim);
+        op_lightning_scratch_bytes(ctx, args->rows, args->heads, args->head_dim, halves);
     if (args->scratch.bytes < need)
         return fail(FUL_ERR_ARGUMENT, "lightning: %llu bytes of scratch, %llu needed",
                     (unsigned long long)args->scratch.bytes, (unsigned long long)need);
     lightning_tiles tiles;
-    if (lightning_tiles_choose(ctx, args->heads, args->head_dim, &tiles))
+    if (lightning_tiles_choose(ctx, args->rows, args->heads, args->head_dim, &tiles))
         return lightning_tiles_prefill(ctx, args, &tiles);
     return prefill_plain(ctx, args);
 }

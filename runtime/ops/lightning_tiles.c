@@ -1,21 +1,36 @@
 /* Lightning prefill on cooperative matrices: block-scaled halves in and out, f32 rows packed and
- * unpacked around them. */
+ * unpacked around them.
+ *
+ * A workgroup walks through all blocks of a slice of a head; or, where heads are too few to keep
+ * the device busy, through those of a chunk of the rows, after two kernels that find the states
+ * which chunks start with. */
 #include <assert.h>
 
 #include "ops/lightning.h"
+#include "ops/tiles.h"
 #include "ops/tuning.h"
 
 typedef struct tiles_push {
-    uint32_t row_base, row_cap, stride, head_base, out_stride;
+    uint32_t row_base, row_cap, stride, head_base, out_stride, chunk_rows;
 } tiles_push;
-static_assert(sizeof(tiles_push) == 20, "as in lightning_coopmat.comp");
+static_assert(sizeof(tiles_push) == 24, "as in lightning_coopmat.comp");
+
+typedef struct sums_push {
+    uint32_t row_base, row_cap, stride, head_base, chunk_rows;
+} sums_push;
+static_assert(sizeof(sums_push) == 20, "as in lightning_sums.comp");
+
+typedef struct scan_push {
+    uint32_t row_base, row_cap, head_base, chunk_rows;
+} scan_push;
+static_assert(sizeof(scan_push) == 16, "as in lightning_scan.comp");
 
 typedef struct pack_push {
     uint32_t row_base, row_cap, blocks, x_stride4;
 } pack_push;
 static_assert(sizeof(pack_push) == 16, "as in lightning_pack.comp");
 
-enum { PACK_WG = 128, PACK_LANES = 16 };
+enum { PACK_WG = 128, PACK_LANES = 16, SCAN_WG = 128 };
 
 /* Shared memory as the shader declares it. */
 static uint32_t shared_bytes(const lightning_tiles *t, uint32_t head_dim)
@@ -106,10 +121,30 @@ static uint32_t code_of(const lightning_tiles *t)
     return lightning_code(t->block, t->slice, t->row_subgroups, t->column_subgroups);
 }
 
-bool lightning_tiles_choose(const op_context *ctx, uint32_t heads, uint32_t head_dim,
+/* A chunk's sums take about a third of the time of its walk, and reading, writing and scanning the
+ * states as long as some blocks: two chunks of 8 blocks are the least that gains. Predicted for 132
+ * multiprocessors at 3.7 us a block, D = 128, 16 heads (32 workgroups, 4 chunks): 2,048 rows 118 us
+ * in one walk, 30 + 10 + about 10 in chunks; 8,192 rows 474 and 118 + 40 + 10. 64 heads have 128
+ * workgroups, where chunks only cost. */
+enum { LEAST_BLOCKS = 8 };
+
+static uint32_t chunk_rows(const op_context *ctx, const lightning_tiles *t, uint32_t rows,
+                           uint32_t heads, uint32_t head_dim)
+{
+    if (!gpu_module_usable(ctx->device, "lightning_sums"))
+        return 0;
+    uint64_t groups = (uint64_t)heads * (head_dim / t->slice);
+    uint64_t wanted = tuned_or(device_tuning(ctx->device).lightning_groups, tiles_units(ctx));
+    uint64_t chunks = groups != 0 ? wanted / groups : 0, blocks = div_up_u32(rows, t->block);
+    uint64_t fit = device_window_bytes(ctx->device) / ((uint64_t)head_dim * head_dim * 4);
+    chunks = chunks < blocks / LEAST_BLOCKS ? chunks : blocks / LEAST_BLOCKS;
+    chunks = chunks < fit ? chunks : fit;
+    return chunks < 2 ? 0 : div_up_u32((uint32_t)blocks, (uint32_t)chunks) * t->block;
+}
+
+bool lightning_tiles_choose(const op_context *ctx, uint32_t rows, uint32_t heads, uint32_t head_dim,
                             lightning_tiles *out)
 {
-    (void)heads;
     lightning_tiles list[MOST_TILES];
     uint32_t n = tiles_list(ctx, head_dim, list);
     if (n == 0)
@@ -119,6 +154,7 @@ bool lightning_tiles_choose(const op_context *ctx, uint32_t heads, uint32_t head
     for (uint32_t i = 1; i < n; i++)
         if (code_of(&list[i]) == code)
             *out = list[i];
+    out->chunk_rows = chunk_rows(ctx, out, rows, heads, head_dim);
     return true;
 }
 
@@ -137,7 +173,7 @@ uint32_t op_lightning_blocks(const op_context *ctx, uint32_t rows, uint32_t head
                              uint32_t head_dim)
 {
     lightning_tiles t;
-    return rows > 1 && lightning_tiles_choose(ctx, heads, head_dim, &t) ? t.slice : 0;
+    return rows > 1 && lightning_tiles_choose(ctx, rows, heads, head_dim, &t) ? t.slice : 0;
 }
 
 static uint64_t up256(uint64_t bytes)
@@ -145,26 +181,34 @@ static uint64_t up256(uint64_t bytes)
     return (bytes + 255) & ~(uint64_t)255;
 }
 
-/* Scratch: halves of q, k, v, their scales, halves of the output, their scales. */
+/* Chunks of `rows`; 1 if they are walked from first to last. */
+static uint32_t chunk_count(const lightning_tiles *t, uint32_t rows)
+{
+    return t->chunk_rows != 0 ? div_up_u32(rows, t->chunk_rows) : 1;
+}
+
+/* Scratch: a state for each chunk and head; halves of q, k, v, their scales, halves of the output,
+ * their scales. */
 typedef struct scratch_layout {
-    uint64_t data, scale, out, out_scale; /* bytes */
+    uint64_t states, data, scale, out, out_scale; /* bytes */
 } scratch_layout;
 
 static scratch_layout layout_of(const lightning_tiles *t, uint32_t rows, uint32_t heads,
                                 uint32_t head_dim)
 {
-    uint64_t r = rows, inner = (uint64_t)heads * head_dim;
-    return (scratch_layout){.data = up256(r * 3 * inner * 2),
+    uint64_t r = rows, inner = (uint64_t)heads * head_dim, chunks = chunk_count(t, rows);
+    return (scratch_layout){.states = t->chunk_rows != 0 ? up256(chunks * inner * head_dim * 4) : 0,
+                            .data = up256(r * 3 * inner * 2),
                             .scale = up256(r * 3 * heads * 4),
                             .out = up256(r * inner * 2),
                             .out_scale = up256(r * (inner / t->slice) * 4)};
 }
 
 uint64_t lightning_tiles_scratch_bytes(const lightning_tiles *tiles, uint32_t rows, uint32_t heads,
-                                       uint32_t head_dim)
+                                       uint32_t head_dim, bool halves)
 {
     scratch_layout l = layout_of(tiles, rows, heads, head_dim);
-    return l.data + l.scale + l.out + l.out_scale;
+    return l.states + (halves ? 0 : l.data + l.scale + l.out + l.out_scale);
 }
 
 /* f32 rows to halves, or back. */
@@ -208,49 +252,141 @@ static ful_result convert(const op_context *ctx, gpu_range x, uint32_t x_stride,
     return FUL_OK;
 }
 
+/* Some rows of some heads. */
+typedef struct part {
+    const op_context *ctx;
+    const op_lightning_args *args;
+    const lightning_tiles *tiles;
+    uint32_t row0, rows, head0, heads;
+    gpu_range data, scale, out, out_scale; /* of the rows */
+    uint32_t stride, out_stride;           /* halves */
+    gpu_range state;                       /* of the heads */
+    gpu_range starts;                      /* [chunks][heads] states, if there are chunks */
+} part;
+
+static gpu_pipeline_desc tiles_desc(const char *module, const lightning_tiles *t, uint32_t head_dim)
+{
+    uint32_t wg = t->row_subgroups * t->column_subgroups * t->subgroup;
+    return (gpu_pipeline_desc){
+        .module = module,
+        .uniform = true,
+        .spec_count = 7,
+        .spec = {wg, head_dim, t->block, t->slice, t->row_subgroups, t->column_subgroups, t->tile}};
+}
+
+/* What each chunk adds to the state. */
+static ful_result sums_part(const part *p)
+{
+    const lightning_tiles *t = p->tiles;
+    gpu_pipeline_desc desc = tiles_desc("lightning_sums", t, p->args->head_dim);
+    desc.buffer_count = 4;
+    desc.push_bytes = sizeof(sums_push);
+    gpu_pipeline *pipeline;
+    TRY(gpu_pipeline_get(p->ctx->device, &desc, &pipeline));
+    sums_push push = {p->row0, p->rows, p->stride, p->head0, t->chunk_rows};
+    double tokens = (double)p->rows * p->heads, dim = p->args->head_dim;
+    gpu_dispatch d = {.pipeline = pipeline,
+                      .buffers = {p->data, p->scale, p->args->decay, p->starts},
+                      .writes = 1u << 3,
+                      .uniform = p->ctx->step,
+                      .push = &push,
+                      .groups = {p->args->head_dim / t->slice, p->heads, chunk_count(t, p->rows)},
+                      .cost = {.bytes = tokens * dim * 4 + (double)p->starts.bytes,
+                               .flops = tokens * dim * 2 * dim},
+                      .label = "lightning_sums",
+                      .layer = p->ctx->layer};
+    return gpu_commands_dispatch(p->ctx->commands, &d);
+}
+
+/* The states that chunks start with, and the last. */
+static ful_result scan_part(const part *p)
+{
+    uint32_t dim = p->args->head_dim;
+    gpu_pipeline_desc desc = {.module = "lightning_scan",
+                              .buffer_count = 3,
+                              .uniform = true,
+                              .push_bytes = sizeof(scan_push),
+                              .spec_count = 2,
+                              .spec = {SCAN_WG, dim}};
+    gpu_pipeline *pipeline;
+    TRY(gpu_pipeline_get(p->ctx->device, &desc, &pipeline));
+    scan_push push = {p->row0, p->rows, p->head0, p->tiles->chunk_rows};
+    gpu_dispatch d = {.pipeline = pipeline,
+                      .buffers = {p->args->decay, p->starts, p->state},
+                      .updates = 1u << 1 | 1u << 2,
+                      .uniform = p->ctx->step,
+                      .push = &push,
+                      .groups = {div_up_u32(dim * dim / 4, SCAN_WG), p->heads, 1},
+                      .cost = {.bytes = 2.0 * ((double)p->starts.bytes + (double)p->state.bytes),
+                               .flops = (double)p->starts.bytes / 2},
+                      .label = "lightning_scan",
+                      .layer = p->ctx->layer};
+    return gpu_commands_dispatch(p->ctx->commands, &d);
+}
+
+static ful_result walk_part(const part *p)
+{
+    const lightning_tiles *t = p->tiles;
+    bool chunked = t->chunk_rows != 0;
+    if (chunked) {
+        TRY(sums_part(p));
+        TRY(scan_part(p));
+    }
+    gpu_pipeline_desc desc = tiles_desc("lightning_coopmat", t, p->args->head_dim);
+    desc.buffer_count = 6;
+    desc.push_bytes = sizeof(tiles_push);
+    desc.spec[desc.spec_count++] = chunked;
+    gpu_pipeline *pipeline;
+    TRY(gpu_pipeline_get(p->ctx->device, &desc, &pipeline));
+    tiles_push push = {p->row0, p->rows, p->stride, p->head0, p->out_stride, t->chunk_rows};
+    double tokens = (double)p->rows * p->heads, dim = p->args->head_dim;
+    gpu_range states = chunked ? p->starts : p->state;
+    gpu_dispatch d = {
+        .pipeline = pipeline,
+        .buffers = {p->data, p->scale, p->args->decay, states, p->out, p->out_scale},
+        .writes = 1u << 4 | 1u << 5,
+        .updates = 1u << 3,
+        .uniform = p->ctx->step,
+        .push = &push,
+        .groups = {p->args->head_dim / t->slice, p->heads, chunk_count(t, p->rows)},
+        .cost = {.bytes = tokens * dim * 8 + (chunked ? 1.0 : 2.0) * (double)states.bytes,
+                 .flops = tokens * dim * (4 * dim + 2.0 * t->block)},
+        .label = "lightning",
+        .layer = p->ctx->layer};
+    return gpu_commands_dispatch(p->ctx->commands, &d);
+}
+
 static ful_result walk(const op_context *ctx, const op_lightning_args *a, const lightning_tiles *t,
                        const op_blocks *in, const op_blocks *out, uint32_t rows)
 {
-    uint32_t wg = t->row_subgroups * t->column_subgroups * t->subgroup;
-    gpu_pipeline_desc desc = {.module = "lightning_coopmat",
-                              .buffer_count = 6,
-                              .uniform = true,
-                              .push_bytes = sizeof(tiles_push),
-                              .spec_count = 7,
-                              .spec = {wg, a->head_dim, t->block, t->slice, t->row_subgroups,
-                                       t->column_subgroups, t->tile}};
-    gpu_pipeline *pipeline;
-    TRY(gpu_pipeline_get(ctx->device, &desc, &pipeline));
     uint64_t state_bytes = (uint64_t)a->head_dim * a->head_dim * sizeof(float);
-    uint32_t heads, part;
-    TRY(lightning_units(ctx, state_bytes, a->heads, &heads));
+    uint32_t heads, part_rows;
+    TRY(lightning_units(ctx, state_bytes * chunk_count(t, rows), a->heads, &heads));
     uint64_t row_bytes[] = {2 * (uint64_t)in->stride, 4 * (uint64_t)(in->stride / in->block),
                             2 * (uint64_t)out->stride, 4 * (uint64_t)(out->stride / out->block)};
-    TRY(op_part_rows(ctx->device, "lightning", row_bytes, 4, rows, &part));
+    TRY(op_part_rows(ctx->device, "lightning", row_bytes, 4, rows, &part_rows));
     for (uint32_t h = 0; h < a->heads; h += heads) {
         uint32_t head_count = a->heads - h < heads ? a->heads - h : heads;
-        for (uint32_t r = 0; r < rows; r += part) {
-            uint32_t count = rows - r < part ? rows - r : part;
-            tiles_push push = {r, count, in->stride, h, out->stride};
-            double tokens = (double)count * head_count, dim = a->head_dim;
-            gpu_dispatch d = {
-                .pipeline = pipeline,
-                .buffers = {op_rows(in->data, r, count, 2 * (uint64_t)in->stride),
-                            op_rows(in->scale, r, count, 4 * (uint64_t)(in->stride / in->block)),
-                            a->decay, gpu_part(a->state, h * state_bytes, head_count * state_bytes),
-                            op_rows(out->data, r, count, 2 * (uint64_t)out->stride),
-                            op_rows(out->scale, r, count,
-                                    4 * (uint64_t)(out->stride / out->block))},
-                .writes = 1u << 4 | 1u << 5,
-                .updates = 1u << 3,
-                .uniform = ctx->step,
-                .push = &push,
-                .groups = {a->head_dim / t->slice, head_count, 1},
-                .cost = {.bytes = tokens * dim * 8 + 2.0 * (double)head_count * (double)state_bytes,
-                         .flops = tokens * dim * (4 * dim + 2.0 * t->block)},
-                .label = "lightning",
-                .layer = ctx->layer};
-            TRY(gpu_commands_dispatch(ctx->commands, &d));
+        for (uint32_t r = 0; r < rows; r += part_rows) {
+            uint32_t count = rows - r < part_rows ? rows - r : part_rows;
+            uint64_t starts = chunk_count(t, count) * head_count * state_bytes;
+            part p = {.ctx = ctx,
+                      .args = a,
+                      .tiles = t,
+                      .row0 = r,
+                      .rows = count,
+                      .head0 = h,
+                      .heads = head_count,
+                      .data = op_rows(in->data, r, count, row_bytes[0]),
+                      .scale = op_rows(in->scale, r, count, row_bytes[1]),
+                      .out = op_rows(out->data, r, count, row_bytes[2]),
+                      .out_scale = op_rows(out->scale, r, count, row_bytes[3]),
+                      .stride = in->stride,
+                      .out_stride = out->stride,
+                      .state = gpu_part(a->state, h * state_bytes, head_count * state_bytes),
+                      .starts = t->chunk_rows != 0 ? gpu_part(a->scratch, 0, starts)
+                                                   : (gpu_range){.buffer = NULL}};
+            TRY(walk_part(&p));
         }
     }
     return FUL_OK;
@@ -290,13 +426,14 @@ ful_result lightning_tiles_prefill(const op_context *ctx, const op_lightning_arg
     gpu_range s = args->scratch;
     op_blocks in = args->qkv_blocks, out = args->out_blocks;
     if (!blocks_in) {
-        in = (op_blocks){gpu_part(s, 0, l.data), gpu_part(s, l.data, l.scale), 3 * inner,
-                         args->head_dim};
+        in = (op_blocks){gpu_part(s, l.states, l.data), gpu_part(s, l.states + l.data, l.scale),
+                         3 * inner, args->head_dim};
         TRY(convert(ctx, args->qkv, args->qkv_stride, in, rows, false));
     }
+    uint64_t at = l.states + l.data + l.scale;
     if (!blocks_out)
-        out = (op_blocks){gpu_part(s, l.data + l.scale, l.out),
-                          gpu_part(s, l.data + l.scale + l.out, l.out_scale), inner, tiles->slice};
+        out = (op_blocks){gpu_part(s, at, l.out), gpu_part(s, at + l.out, l.out_scale), inner,
+                          tiles->slice};
     TRY(walk(ctx, args, tiles, &in, &out, rows));
     if (!blocks_out)
         TRY(convert(ctx, args->out, inner, out, rows, true));

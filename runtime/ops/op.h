@@ -231,8 +231,9 @@ typedef struct op_lightning_args {
                              op_lightning_blocks */
     gpu_range scratch;    /* prefill: op_lightning_scratch_bytes */
 } op_lightning_args;
+/* `halves`: of a prefill that reads qkv_blocks and writes out_blocks. */
 uint64_t op_lightning_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t heads,
-                                    uint32_t head_dim);
+                                    uint32_t head_dim, bool halves);
 ful_result op_lightning_prefill(const op_context *ctx, const op_lightning_args *args);
 /* The block of out_blocks if a prefill of so many rows can read and write halves here, else 0. */
 uint32_t op_lightning_blocks(const op_context *ctx, uint32_t rows, uint32_t heads,

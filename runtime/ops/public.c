@@ -271,8 +271,9 @@ ful_result ful_op_lightning_prefill(ful_stream *stream, const ful_lightning_args
         TRY(blocks_get(stream, name, &args->out_blocks, rows, dim, block, &op.out_blocks));
     else
         TRY(RANGES(stream, name, {"out", &args->out, f32_bytes(rows, dim), &op.out}));
+    bool halves = args->qkv_blocks.data.buffer != NULL && args->out_blocks.data.buffer != NULL;
     TRY(stream_scratch_get(
-        stream, op_lightning_scratch_bytes(&stream->ctx, rows, args->heads, args->head_dim),
+        stream, op_lightning_scratch_bytes(&stream->ctx, rows, args->heads, args->head_dim, halves),
         &op.scratch));
     return recorded(stream, op_lightning_prefill(&stream->ctx, &op), rows);
 }

@@ -60,7 +60,9 @@ static void candidates_list(tuner *t, const tuning_field *f)
     }
     /* One kernel and the rule that picks it leave nothing to choose. */
     t->count = 0;
-    if (n < 2 || (f->work == TUNING_MATVEC && !op_wide(&t->bench.ctx)))
+    if (n < 2 || (f->work == TUNING_MATVEC && !op_wide(&t->bench.ctx)) ||
+        (f->work == TUNING_LIGHTNING &&
+         lightning_tiles_codes(&t->bench.ctx, t->bench.sizes.head_dim, &(uint32_t){0}, 1) == 0))
         return;
     t->list[t->count++] = (candidate){.value = 0};
     for (uint32_t i = 0; i < n; i++)
@@ -122,7 +124,7 @@ static void compare(const float *want, const float *got, uint64_t count, char *w
 /* Runs once on poisoned output and fresh input. */
 static ful_result candidate_check(tuner *t, const tuning_field *f, candidate *c, bool first)
 {
-    uint64_t count = (uint64_t)work_rows(&t->bench, f) * work_outputs(&t->bench, f->work);
+    uint64_t count = work_outputs(&t->bench, f);
     float *out = first ? t->bench.want : t->bench.got;
     TRY(gpu_range_fill(t->bench.device, gpu_whole(&t->bench.out), POISON));
     /* Rotated in place; the state goes on from what it was. */
@@ -191,7 +193,7 @@ static void value_text(const tuning_field *f, uint32_t value, char *text, size_t
 {
     if (value == 0)
         snprintf(text, bytes, "default");
-    else if (f->work == TUNING_LIGHTNING)
+    else if (f->work == TUNING_LIGHTNING && f->values[0] == 0)
         snprintf(text, bytes, "%u tokens, %u columns, %u x %u subgroups", (unsigned)(value >> 20),
                  (unsigned)(value >> 8 & 0xfff), (unsigned)(value >> 4 & 0xf),
                  (unsigned)(value & 0xf));

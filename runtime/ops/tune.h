@@ -30,7 +30,7 @@ ful_result work_inputs(workbench *t, tuning_work work);
 /* Pairs of rows and experts. */
 ful_result work_routes(workbench *t, tuning_work work, uint32_t rows);
 uint32_t work_rows(const workbench *t, const tuning_field *f);
-uint32_t work_outputs(const workbench *t, tuning_work work); /* floats of a row */
+uint64_t work_outputs(const workbench *t, const tuning_field *f); /* floats */
 uint64_t work_scratch_bytes(const workbench *t, const tuning_field *f);
 ful_result work_record(workbench *t, const tuning_field *f); /* once */
 ful_result work_run(gpu_commands *commands);

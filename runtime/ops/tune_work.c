@@ -90,13 +90,26 @@ static uint32_t x_cols(const workbench *t, tuning_work work)
                                       : n->cols;
 }
 
-uint32_t work_outputs(const workbench *t, tuning_work work)
+static uint32_t row_outputs(const workbench *t, tuning_work work)
 {
     const tune_sizes *n = &t->sizes;
     return work == TUNING_EXPERTS                                 ? n->dim
            : work == TUNING_MATVEC                                ? n->weight_rows + 2 * n->cols
            : work == TUNING_ATTENTION || work == TUNING_LIGHTNING ? n->heads * n->head_dim
                                                                   : n->weight_rows;
+}
+
+/* Whether to cut rows into chunks is a question where heads are few. */
+static uint32_t lightning_heads(const workbench *t, const tuning_field *f)
+{
+    return f->values[0] != 0 ? div_up_u32(t->sizes.heads, 4) : t->sizes.heads;
+}
+
+uint64_t work_outputs(const workbench *t, const tuning_field *f)
+{
+    uint64_t row = f->work == TUNING_LIGHTNING ? lightning_heads(t, f) * t->sizes.head_dim
+                                               : row_outputs(t, f->work);
+    return work_rows(t, f) * row;
 }
 
 static ful_result weights_make(workbench *t, uint32_t experts, uint32_t rows, uint32_t cols,
@@ -148,7 +161,7 @@ static ful_result work_allocate(workbench *t, tuning_work work)
                           &t->step));
     t->ctx.step = gpu_whole(&t->step);
     TRY(buffer_make(t, 4 * rows * cols, "inputs", &t->x));
-    t->out_count = rows * work_outputs(t, work);
+    t->out_count = rows * row_outputs(t, work);
     TRY(buffer_make(t, 4 * t->out_count, "outputs", &t->out));
     const ful_alloc *a = device_alloc(t->device);
     t->want = mem_array(a, t->out_count, sizeof(float));
@@ -304,7 +317,7 @@ ful_result work_record(workbench *t, const tuning_field *f)
     if (f->work == TUNING_LIGHTNING)
         return op_lightning_prefill(&t->ctx, &(op_lightning_args){.qkv = gpu_whole(&t->x),
                                                                   .qkv_stride = x_cols(t, f->work),
-                                                                  .heads = n->heads,
+                                                                  .heads = lightning_heads(t, f),
                                                                   .head_dim = n->head_dim,
                                                                   .rows = rows,
                                                                   .decay = gpu_whole(&t->decay),
@@ -336,7 +349,7 @@ uint64_t work_scratch_bytes(const workbench *t, const tuning_field *f)
     if (f->work == TUNING_ATTENTION)
         return op_attention_scratch_bytes(&t->ctx, rows, n->heads, n->head_dim, &t->kv);
     if (f->work == TUNING_LIGHTNING)
-        return op_lightning_scratch_bytes(&t->ctx, rows, n->heads, n->head_dim);
+        return op_lightning_scratch_bytes(&t->ctx, rows, lightning_heads(t, f), n->head_dim, false);
     if (f->work == TUNING_EXPERTS)
         return op_moe_scratch_bytes(&t->ctx, rows, TOP_K, n->experts, n->dim, n->width);
     if (f->work == TUNING_MATVEC)

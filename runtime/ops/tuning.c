@@ -5,7 +5,7 @@
 #include <string.h>
 
 /* Stored with the choices: those of other versions of this table are not used. */
-enum { TUNING_VERSION = 2, VERSION_CHOICE = 0, FIRST_CHOICE = 1 };
+enum { TUNING_VERSION = 3, VERSION_CHOICE = 0, FIRST_CHOICE = 1 };
 
 enum { WORDS = sizeof(op_tuning) / sizeof(uint32_t) };
 static_assert((int)FIRST_CHOICE + (int)WORDS <= (int)DEVICE_CHOICES, "every member has a choice");
@@ -37,6 +37,11 @@ static const tuning_field fields[] = {
      AT(attention_groups),
      {4, 8, 16, 128, 256, 512, 1024, 2048}},
     {"lightning prefill", TUNING_LIGHTNING, 0, AT(lightning), {0}},
+    {"lightning prefill: workgroups",
+     TUNING_LIGHTNING,
+     0,
+     AT(lightning_groups),
+     {1, 32, 64, 128, 256, 512}},
     {"attention decode: least keys",
      TUNING_ATTENTION,
      1,
@@ -65,7 +70,7 @@ uint32_t tuning_rows_class(uint32_t rows)
 static bool known(const tuning_field *f, uint32_t value)
 {
     uint32_t kind = value >> 28;
-    if (f->work == TUNING_LIGHTNING)
+    if (f->work == TUNING_LIGHTNING && f->values[0] == 0)
         return value >> 20 != 0 && (value >> 8 & 0xfff) != 0 && (value & 0xf0) != 0 &&
                (value & 0xf) != 0;
     if (f->values[0] == 0)

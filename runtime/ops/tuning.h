@@ -35,6 +35,7 @@ typedef struct op_tuning {
     uint32_t attention_groups; /* decode splits keys until there are so many workgroups ... */
     uint32_t attention_keys;   /* ... each of at least so many keys */
     uint32_t lightning;        /* lightning_code of the prefill on matrix units */
+    uint32_t lightning_groups; /* chunks of rows until it has so many workgroups; 1: never */
 } op_tuning;
 
 op_tuning device_tuning(const ful_device *device);

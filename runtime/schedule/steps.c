@@ -243,9 +243,9 @@ static value add_lightning(builder *b, uint32_t i, value p, const model_layer *l
     bool halves = p.block != 0;
     value o =
         halves ? new_blocks(b, rows, inner, lightning_block(b, layer)) : new_value(b, rows, inner);
-    uint64_t scratch = rows == 1 || halves
-                           ? 0
-                           : op_lightning_scratch_bytes(&b->ctx, rows, c->head_count, c->head_dim);
+    uint64_t scratch =
+        rows == 1 ? 0
+                  : op_lightning_scratch_bytes(&b->ctx, rows, c->head_count, c->head_dim, halves);
     add(b, (step){.kind = STEP_LIGHTNING,
                   .name = "mixer",
                   .layer = (int32_t)i,

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ops/lightning.h"
+#include "ops/tuning.h"
 #include "ref/ref.h"
 #include "util/compare.h"
 #include "util/device_fixture.h"
@@ -71,6 +73,7 @@ typedef struct prefill_case {
     double q_scale, k_scale, v_scale; /* of values ... */
     bool wild;                        /* ... or each block's from 1e-6 to 1e6 */
     uint32_t checked;                 /* heads compared, evenly spread; 0 = all */
+    uint32_t chunk_blocks;            /* of a chunk; 0 = as the op likes */
 } prefill_case;
 
 /* q, k and v as SiLU leaves them: leaning to one side. */
@@ -112,6 +115,34 @@ static void compare_head(const prefill_case *c, const double *qkv, const float *
     free(got);
 }
 
+/* With chunks as the case wants them. */
+static ful_result record_prefill(const op_context *ctx, const prefill_case *c,
+                                 const op_lightning_args *args, const lightning_tiles *tiles)
+{
+    return c->chunk_blocks != 0 ? lightning_tiles_prefill(ctx, args, tiles)
+                                : op_lightning_prefill(ctx, args);
+}
+
+/* The same again, on poison: the same bits. */
+static void run_again(device_fixture *f, test_buffer *to, test_buffer *to_scale,
+                      test_buffer *memory, test_buffer *scratch, const halves *out,
+                      const float *start, const float *state)
+{
+    fixture_fill(f, to, NULL);
+    fixture_fill(f, to_scale, NULL);
+    fixture_fill(f, scratch, NULL);
+    fixture_fill(f, memory, start);
+    fixture_run(f);
+    const test_buffer *buffers[] = {to, to_scale, memory};
+    const void *first[] = {out->data, out->scale, state};
+    for (size_t i = 0; i < 3; i++) {
+        void *now = ref_alloc_bytes(1, (size_t)buffers[i]->bytes);
+        fixture_read(f, buffers[i], now);
+        assert_memory_equal(now, first[i], buffers[i]->bytes);
+        free(now);
+    }
+}
+
 /* One prefill with halves in and out. False if the device takes none. */
 static bool run_prefill(device_fixture *f, const prefill_case *c, uint64_t seed)
 {
@@ -119,6 +150,12 @@ static bool run_prefill(device_fixture *f, const prefill_case *c, uint64_t seed)
     uint32_t block = op_lightning_blocks(&ctx, c->capacity, c->heads, c->dim);
     if (block == 0)
         return false;
+    lightning_tiles tiles;
+    assert_true(lightning_tiles_choose(&ctx, c->capacity, c->heads, c->dim, &tiles));
+    if (c->chunk_blocks != 0)
+        tiles.chunk_rows = c->chunk_blocks * tiles.block;
+    uint64_t scratch_bytes =
+        lightning_tiles_scratch_bytes(&tiles, c->capacity, c->heads, c->dim, true);
     uint32_t inner = c->heads * c->dim, wide = 3 * inner;
     size_t states = (size_t)inner * c->dim;
     halves in = halves_make(c->capacity, wide, c->dim);
@@ -142,6 +179,7 @@ static bool run_prefill(device_fixture *f, const prefill_case *c, uint64_t seed)
     test_buffer to = fixture_buffer(f, (uint64_t)c->capacity * inner * 2, NULL);
     test_buffer to_scale = fixture_buffer(f, (uint64_t)c->capacity * (inner / block) * 4, NULL);
     test_buffer memory = fixture_buffer(f, states * sizeof(float), start);
+    test_buffer scratch = fixture_buffer(f, scratch_bytes != 0 ? scratch_bytes : 4, NULL);
     uint64_t decay_bytes = op_lightning_decay_bytes(f->device, c->heads, c->dim);
     void *table = ref_alloc_bytes(1, (size_t)decay_bytes);
     op_lightning_decay_fill(f->device, c->heads, c->dim, c->slopes, table);
@@ -156,15 +194,18 @@ static bool run_prefill(device_fixture *f, const prefill_case *c, uint64_t seed)
                               .decay = decay.range,
                               .state = memory.range,
                               .qkv_blocks = {data.range, scale.range, wide, c->dim},
-                              .out_blocks = {to.range, to_scale.range, inner, block}};
-    EXPECT_OK(op_lightning_prefill(&ctx, &args));
+                              .out_blocks = {to.range, to_scale.range, inner, block},
+                              .scratch = scratch.range};
+    EXPECT_OK(record_prefill(&ctx, c, &args, &tiles));
     fixture_run(f);
-    fixture_end(f);
 
     fixture_read(f, &to, out.data);
     fixture_read(f, &to_scale, out.scale);
     float *state = ref_alloc_bytes(states, sizeof(float));
     fixture_read(f, &memory, state);
+    if (tiles.chunk_rows != 0)
+        run_again(f, &to, &to_scale, &memory, &scratch, &out, start, state);
+    fixture_end(f);
     float *got = ref_alloc_bytes((size_t)c->rows * inner, sizeof(float));
     halves_unpack(&out, c->rows, got);
     uint32_t step_heads = c->checked > 1 ? (c->heads - 1) / (c->checked - 1) : 1;
@@ -176,7 +217,7 @@ static bool run_prefill(device_fixture *f, const prefill_case *c, uint64_t seed)
          i++)
         assert_memory_equal(out.scale + i, &POISON, sizeof POISON);
 
-    test_buffer *all[] = {&data, &scale, &to, &to_scale, &memory, &decay};
+    test_buffer *all[] = {&data, &scale, &to, &to_scale, &memory, &scratch, &decay};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         fixture_free(f, all[i]);
     halves_free(&in);
@@ -198,7 +239,7 @@ static void test_prefill_lengths(void **unused)
     device_fixture f;
     fixture_open(&f, "");
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-        prefill_case c = {2, 32, lengths[i], lengths[i] + 7, slopes, 1, 1, 1, false, 0};
+        prefill_case c = {2, 32, lengths[i], lengths[i] + 7, slopes, 1, 1, 1, false, 0, 0};
         if (!run_prefill(&f, &c, 100 + i))
             break;
         c.dim = 64;
@@ -212,7 +253,7 @@ static void test_prefill_magnitudes(void **unused)
 {
     (void)unused;
     double slopes[3] = {0.917, 0.01, 4.9e-5};
-    prefill_case c = {3, 32, 150, 150, slopes, 1, 1, 1, true, 0};
+    prefill_case c = {3, 32, 150, 150, slopes, 1, 1, 1, true, 0, 0};
     device_fixture f;
     fixture_open(&f, "");
     if (run_prefill(&f, &c, 1)) {
@@ -241,11 +282,103 @@ static void test_prefill_real_size(void **unused)
         ref_slopes(1, 64, layers[i], 80, all);
         double ends[2] = {all[0], all[63]};
         uint32_t rows = small ? (full ? 700 : 70) : (full ? 16384 : 2000);
-        prefill_case c = {small ? 2 : 64, 128, rows, rows, small ? ends : all, 1, 1, 1, false, 3};
+        prefill_case c = {small ? 2 : 64, 128, rows, rows, small ? ends : all, 1, 1, 1,
+                          false,          3,   0};
         if (small)
             c.checked = 0;
         if (!run_prefill(&f, &c, 300 + i))
             break;
+    }
+    fixture_close(&f);
+}
+
+/* ---- prefill in chunks ---- */
+
+/* Ends within a chunk and within a block of it, one chunk, chunks without a row, single blocks. */
+static void test_chunk_lengths(void **unused)
+{
+    (void)unused;
+    static const struct {
+        uint32_t rows, capacity, blocks;
+    } cases[] = {{1, 300, 1},   {131, 200, 1}, {128, 128, 2}, {129, 150, 2},  {300, 310, 2},
+                 {300, 300, 3}, {257, 700, 3}, {64, 64, 64},  {1000, 1003, 9}};
+    double slopes[3] = {0.917, 0.01, 4.9e-5};
+    device_fixture f;
+    fixture_open(&f, "");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        prefill_case c = {3,     32, cases[i].rows,  cases[i].capacity, slopes, 1, 1, 1,
+                          false, 0,  cases[i].blocks};
+        if (!run_prefill(&f, &c, 500 + i))
+            break;
+        c.dim = 128;
+        if (fixture_full() || cases[i].rows == 257)
+            run_prefill(&f, &c, 600 + i);
+    }
+    fixture_close(&f);
+}
+
+static void test_chunk_magnitudes(void **unused)
+{
+    (void)unused;
+    double slopes[3] = {0.917, 0.01, 4.9e-5};
+    static const double scales[][3] = {
+        {1e-6, 1e-6, 1e-6}, {1e6, 1e6, 1e6}, {1e6, 1e-6, 1e6}, {1e-6, 1e6, 1}};
+    prefill_case c = {3, 32, 150, 150, slopes, 1, 1, 1, true, 0, 1};
+    device_fixture f;
+    fixture_open(&f, "");
+    if (run_prefill(&f, &c, 11)) {
+        c.wild = false;
+        for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) {
+            c.q_scale = scales[i][0], c.k_scale = scales[i][1], c.v_scale = scales[i][2];
+            run_prefill(&f, &c, 12 + i);
+        }
+    }
+    fixture_close(&f);
+}
+
+/* A binding of 1 MiB: rows are cut, and heads whose chunks' states do not fit. */
+static void test_chunk_bindings(void **unused)
+{
+    (void)unused;
+    double slopes[8];
+    ref_slopes(1, 8, 1, 8, slopes);
+    prefill_case c = {8, 64, 400, 420, slopes, 1, 1, 1, false, 3, 1};
+    device_fixture f;
+    fixture_open(&f, "range=1048576");
+    run_prefill(&f, &c, 700);
+    fixture_close(&f);
+}
+
+/* Few heads are cut into chunks, unless there is little to do or tuning says that it is no gain. */
+static void test_chunk_choice(void **unused)
+{
+    (void)unused;
+    double slope = 0.003;
+    prefill_case c = {1, 32, 1100, 1111, &slope, 1, 1, 1, false, 0, 0};
+    device_fixture f;
+    fixture_open(&f, "");
+    op_context ctx = wide_half(&f);
+    lightning_tiles t;
+    if (lightning_tiles_choose(&ctx, c.capacity, 1, 32, &t)) {
+        assert_true(t.chunk_rows >= 8 * t.block && t.chunk_rows % t.block == 0);
+        assert_true(lightning_tiles_choose(&ctx, 15 * t.block, 1, 32, &t));
+        assert_int_equal(t.chunk_rows, 0);
+        assert_true(lightning_tiles_choose(&ctx, c.capacity, 4096, 32, &t));
+        assert_int_equal(t.chunk_rows, 0);
+        assert_true(run_prefill(&f, &c, 800));
+        uint32_t count, i = 0;
+        const tuning_field *fields = tuning_fields(&count);
+        while (i < count && strcmp(fields[i].name, "lightning prefill: workgroups") != 0)
+            i++;
+        assert_true(i < count);
+        uint32_t before = tuning_get(f.device, &fields[i]);
+        tuning_set(f.device, &fields[i], 1);
+        assert_true(lightning_tiles_choose(&ctx, c.capacity, 1, 32, &t));
+        assert_int_equal(t.chunk_rows, 0);
+        tuning_set(f.device, &fields[i], 512);
+        assert_true(lightning_tiles_choose(&ctx, 512 * t.block, 16, 32, &t));
+        assert_true(t.chunk_rows != 0);
+        tuning_set(f.device, &fields[i], before);
     }
     fixture_close(&f);
 }
@@ -451,7 +584,9 @@ int main(void)
     fixture_require_device();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prefill_lengths),   cmocka_unit_test(test_prefill_magnitudes),
-        cmocka_unit_test(test_prefill_real_size), cmocka_unit_test(test_gated_norm),
+        cmocka_unit_test(test_prefill_real_size), cmocka_unit_test(test_chunk_lengths),
+        cmocka_unit_test(test_chunk_magnitudes),  cmocka_unit_test(test_chunk_bindings),
+        cmocka_unit_test(test_chunk_choice),      cmocka_unit_test(test_gated_norm),
         cmocka_unit_test(test_decode_sequences),  cmocka_unit_test(test_bad_arguments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
