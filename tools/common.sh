@@ -54,8 +54,9 @@ debian_keyring() {
 }
 
 # private_apt DIR: settings in DIR/apt.conf for an apt of its own, whose sources are DIR/sources.list.
+# Packages are for the architecture $package_arch, this machine's if it is not set.
 private_apt() {
-    pa_arch=$(dpkg --print-architecture) || return 1
+    pa_arch=${package_arch:-$(dpkg --print-architecture)} || return 1
     rm -rf "$1"
     mkdir -p "$1/lists/partial" "$1/debs/partial" "$1/root" || return 1
     : >"$1/status"
@@ -105,7 +106,7 @@ unpack_packages() {
     up_keys=$(debian_keyring) || return 1
     private_apt "$up_dir" || return 1
     for up_suite in $up_suites; do
-        echo "deb [arch=$(dpkg --print-architecture) signed-by=$up_keys] $up_mirror $up_suite main"
+        echo "deb [arch=$pa_arch signed-by=$up_keys] $up_mirror $up_suite main"
     done >"$up_dir/sources.list"
     for up_suite in $up_suites; do up_last=$up_suite; done
     printf 'Package: *\nPin: release n=%s\nPin-Priority: 990\n' "$up_last" >"$up_dir/preferences"

@@ -16,6 +16,7 @@ system. Debian 12 and 13. Pieces, all by default:
   swiftshader   SwiftShader, a driver with few features, and the current validation layer
   vendors       the drivers of AMD, NVIDIA, Qualcomm and Apple GPUs from Debian 13's backports, with
                 shims that imagine the hardware: they compile, but compute nothing
+  vendors-arm64 those of Mali and PowerVR GPUs, which exist for arm64 only and run under qemu-user
   intel-shim    the same for Intel's driver, built from Debian's source of Mesa (a minute)
 
 A piece that can't be had prints a line that begins with 'skipped'; its tests are skipped too.
@@ -26,7 +27,7 @@ dir=${1:-$here/build/drivers}
 if [ $# -gt 0 ]; then shift; fi
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
-pieces=${*:-lavapipe-26 lavapipe-25 swiftshader vendors intel-shim}
+pieces=${*:-lavapipe-26 lavapipe-25 swiftshader vendors vendors-arm64 intel-shim}
 have apt-get || die "no apt-get here"
 
 fetch_lavapipe() { # NAME SUITES
@@ -67,6 +68,15 @@ fetch_vendors() {
     unpack_packages "$dir/vendors" "trixie trixie-backports" mesa-vulkan-drivers mesa-drm-shim \
         libvulkan1 || return 1
     prefix_launcher "$dir/vendors/root" >"$dir/vendors/launcher"
+}
+
+fetch_vendors_arm64() {
+    package_arch=arm64
+    arm64_result=0
+    unpack_packages "$dir/vendors-arm64" "trixie trixie-backports" mesa-vulkan-drivers \
+        mesa-drm-shim libvulkan1 vulkan-validationlayers || arm64_result=1
+    package_arch=""
+    return $arm64_result
 }
 
 # Debian packages no shim for Intel. It is built with the compiler of the system and with tools and
@@ -140,6 +150,7 @@ for piece in $pieces; do
         fi
         fetch_lavapipe $piece trixie && result=yes || true ;;
     vendors) fetch_vendors && result=yes || true ;;
+    vendors-arm64) fetch_vendors_arm64 && result=yes || true ;;
     intel-shim) build_intel_shim && result=yes || true ;;
     swiftshader)
         if [ -z "$(apt-cache -q show chromium-common 2>/dev/null)" ] && [ "$(id -u)" = 0 ]; then
