@@ -223,6 +223,13 @@ static bool row(void *ctx, const ful_selftest_row *r)
     return s->count != s->stop_at;
 }
 
+/* The built-in device has none of the kernels that are made for GPUs. */
+static void skip_built_in(void)
+{
+    if (gpu_test_built_in())
+        skip();
+}
+
 static void tour(bool wide, const char *only, uint32_t least)
 {
     ful_device *d = open_device(NULL, NULL, wide);
@@ -244,6 +251,7 @@ static void test_all(void **state)
 static void test_all_wide(void **state)
 {
     (void)state;
+    skip_built_in();
     /* Compilers of software drivers take minutes for all of them. */
     if (fixture_full()) {
         tour(true, NULL, 60);
@@ -324,6 +332,7 @@ static void test_each_fault(void **state)
 static void test_families(void **state)
 {
     (void)state;
+    skip_built_in();
     ful_device *d = open_device(NULL, NULL, false);
     uint32_t changes = gpu_trust_changes(d);
     gpu_family_set_trust(d, "matvec", GPU_TRUST_WRONG);
@@ -429,6 +438,8 @@ static void test_fallback(void **state)
         check_fallback(false, FUL_PRECISION_F32, "selftest:moe_route_up_narrow:once", 1);
         check_fallback(false, FUL_PRECISION_F16, "selftest:lightning_walk_half", 1);
     }
+    if (gpu_test_built_in())
+        return;
     check_fallback(true, FUL_PRECISION_F32,
                    "selftest:matvec_norm*,selftest:matvec_*subgroup,selftest:moe_route_wide,"
                    "selftest:lightning_decode_wide,selftest:moe_route_up_*,selftest:sample,"
@@ -515,6 +526,7 @@ static void test_text(void **state)
 static void test_lost(void **state)
 {
     (void)state;
+    skip_built_in();
     static float want[GOLDEN_VOCAB];
     memory_cache m = {.size = 0};
     ful_model *model = NULL;
