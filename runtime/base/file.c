@@ -143,6 +143,18 @@ static void os_sync_folder(const char *path)
     (void)path;
 }
 
+/* getenv would give the path in the system's code page. */
+char *path_from_environment(const ful_alloc *a, const char *name)
+{
+    wchar_t key[64];
+    char path[PATH_BYTES];
+    if (MultiByteToWideChar(CP_UTF8, 0, name, -1, key, 64) <= 0)
+        return NULL;
+    const wchar_t *value = _wgetenv(key);
+    int n = value ? WideCharToMultiByte(CP_UTF8, 0, value, -1, path, PATH_BYTES, NULL, NULL) : 0;
+    return n > 1 ? mem_strdup(a, path) : NULL;
+}
+
 #else
 
 #define IS_SEPARATOR(c) ((c) == '/')
@@ -252,6 +264,12 @@ static void os_sync_folder(const char *path)
     }
 }
 
+char *path_from_environment(const ful_alloc *a, const char *name)
+{
+    const char *value = getenv(name);
+    return value && value[0] ? mem_strdup(a, value) : NULL;
+}
+
 #endif
 
 /* ---- the same everywhere ---- */
@@ -264,8 +282,14 @@ static ful_result io_fail(const char *path, const char *what)
 static ful_result open_checked(const char *path, int *fd, os_stat *st)
 {
     *fd = os_open(path, false);
-    if (*fd < 0)
-        return io_fail(path, "cannot open");
+    if (*fd < 0) {
+        /* Windows does not open folders and says that permission is missing. */
+        int error = errno;
+        bool folder = path_is_dir(path);
+        errno = error;
+        return folder ? fail(FUL_ERR_IO, "%s: is a folder, not a file", path)
+                      : io_fail(path, "cannot open");
+    }
     ful_result result = FUL_OK;
     if (os_fstat(*fd, st) != 0)
         result = io_fail(path, "cannot read its size");

@@ -24,6 +24,8 @@ bool file_exists(const char *path);
 bool path_is_dir(const char *path);
 /* "dir/name", from mem_alloc. */
 char *path_join(const ful_alloc *a, const char *dir, const char *name);
+/* An environment variable as UTF-8, from mem_alloc; NULL if it is not set, empty or too long. */
+char *path_from_environment(const ful_alloc *a, const char *name);
 /* Creates the folder and its parents. */
 ful_result path_make_dirs(const char *path);
 

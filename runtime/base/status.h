@@ -4,7 +4,10 @@
 
 #include "fulgur/fulgur.h"
 
-#if defined(__GNUC__)
+#if defined(__MINGW32__)
+/* Checked as mingw-w64's own printf takes it, which knows %zu, not as Windows'. */
+#define PRINTF_LIKE(fmt, args) __attribute__((format(gnu_printf, fmt, args)))
+#elif defined(__GNUC__)
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
 #else
 #define PRINTF_LIKE(fmt, args)

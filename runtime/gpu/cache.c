@@ -160,15 +160,20 @@ static void entry_key(const ful_device *d, const entry_kind *kind, char key[CACH
 static char *folder_default(const ful_alloc *a)
 {
 #if defined(_WIN32)
-    const char *base = getenv("LOCALAPPDATA");
-    return base && base[0] ? path_join(a, base, "fulgur") : NULL;
+    const char *within = "fulgur";
+    char *base = path_from_environment(a, "LOCALAPPDATA");
 #else
-    const char *base = getenv("XDG_CACHE_HOME");
-    if (base && base[0] == '/')
-        return path_join(a, base, "fulgur");
-    const char *home = getenv("HOME");
-    return home && home[0] ? path_join(a, home, ".cache/fulgur") : NULL;
+    const char *within = "fulgur";
+    char *base = path_from_environment(a, "XDG_CACHE_HOME");
+    if (!base || base[0] != '/') {
+        mem_free(a, base);
+        base = path_from_environment(a, "HOME");
+        within = ".cache/fulgur";
+    }
 #endif
+    char *path = base ? path_join(a, base, within) : NULL;
+    mem_free(a, base);
+    return path;
 }
 
 static void folder_choose(ful_device *d, const ful_device_params *p)

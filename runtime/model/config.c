@@ -423,7 +423,7 @@ static ful_result rotary_get(reader *r, model_config *c)
         TRY(integer_check(r, "rotary_dim", dim, 1, INT32_MAX));
         if (found && json_integer_value(dim) != (json_int_t)c->rotary_dim)
             return fail(FUL_ERR_FORMAT,
-                        "%s: keys 'rotary_dim' = %" JSON_INTEGER_FORMAT " and '%s' = %g (%u of "
+                        "%s: keys 'rotary_dim' = %lld and '%s' = %g (%u of "
                         "'head_dim' = %u) contradict each other",
                         r->path, json_integer_value(dim), found, factor, c->rotary_dim,
                         c->head_dim);

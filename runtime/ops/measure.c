@@ -1,8 +1,8 @@
 /* What the device itself can do: memory, arithmetic in registers, dispatches and submissions. */
 #include <math.h>
 #include <stdlib.h>
-#include <time.h>
 
+#include "base/thread.h"
 #include "ops/op_common.h"
 #include "ops/public.h"
 
@@ -53,9 +53,7 @@ typedef struct measurement {
 
 static double now_s(void)
 {
-    struct timespec t;
-    timespec_get(&t, TIME_UTC);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return 1e-9 * (double)time_ns();
 }
 
 static ful_result run_once(measurement *m, double *wall_s)

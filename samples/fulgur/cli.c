@@ -327,10 +327,6 @@ bool cli_is_terminal(FILE *file)
 uint64_t cli_now_ns(void)
 {
     struct timespec t;
-#ifdef _WIN32
-    timespec_get(&t, TIME_UTC);
-#else
     clock_gettime(CLOCK_MONOTONIC, &t);
-#endif
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }

@@ -65,8 +65,7 @@ void report_compare_text(const json_t *root)
     printf("\ntimes as fast as A, geometric means:");
     json_array_foreach(json_object_get(root, "means"), i, o)
     {
-        printf("%s %s (%" JSON_INTEGER_FORMAT ")", i ? ";" : "",
-               json_string_value(json_object_get(o, "section")),
+        printf("%s %s (%lld)", i ? ";" : "", json_string_value(json_object_get(o, "section")),
                json_integer_value(json_object_get(o, "figures")));
         json_array_foreach(json_object_get(o, "times_as_fast"), k, value)
             printf(" %s", shown(value, text));

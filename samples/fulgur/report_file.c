@@ -22,7 +22,7 @@ const char *report_number_text(const json_t *value, char out[REPORT_TEXT])
     static const int digits[] = {5, 9, 17};
     out[0] = 0;
     if (json_is_integer(value))
-        snprintf(out, REPORT_TEXT, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
+        snprintf(out, REPORT_TEXT, "%lld", json_integer_value(value));
     if (!json_is_real(value))
         return out;
     double v = json_real_value(value), size = fabs(v);
@@ -129,7 +129,7 @@ bool report_check(const char *command, const char *path, const json_t *root)
     }
     if (json_integer_value(version) != REPORT_VERSION) {
         fprintf(stderr,
-                "fulgur %s: %s: 'format_version' is %" JSON_INTEGER_FORMAT
+                "fulgur %s: %s: 'format_version' is %lld"
                 "; this program reads %d\n",
                 command, path, json_integer_value(version), REPORT_VERSION);
         return false;

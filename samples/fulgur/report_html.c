@@ -112,7 +112,7 @@ static void write_tiles(FILE *f, const json_t *root)
         if (json_integer_value(json_object_get(value, "depth")) != 0)
             continue;
         snprintf(pointer, sizeof pointer, "/model/tests/%zu/tokens_per_s", i);
-        snprintf(label, sizeof label, "%s of %" JSON_INTEGER_FORMAT " tokens",
+        snprintf(label, sizeof label, "%s of %lld tokens",
                  kind && strcmp(kind, "decode") == 0 ? "decode" : "prefill",
                  json_integer_value(json_object_get(value, "tokens")));
         tile(f, root, pointer, "tokens/s", label);
@@ -222,8 +222,8 @@ static void write_op_times(FILE *f, const json_t *root, size_t test, const json_
     if (json_array_size(ops) == 0)
         return;
     fprintf(f,
-            "<details><summary>Where the time goes: %s of %" JSON_INTEGER_FORMAT
-            " tokens at depth %" JSON_INTEGER_FORMAT "</summary>\n",
+            "<details><summary>Where the time goes: %s of %lld"
+            " tokens at depth %lld</summary>\n",
             kind && strcmp(kind, "decode") == 0 ? "decode" : "prefill",
             json_integer_value(json_object_get(value, "profiled_tokens")),
             json_integer_value(json_object_get(value, "depth")));

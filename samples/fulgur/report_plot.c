@@ -332,8 +332,7 @@ static void draw_points(FILE *f, layout *l, const json_t *results)
                 "data-at=\"/ops/results/%zu\"><title>%zu: ",
                 report_family(op ? op : ""), p->x, p->y, p->index, p->index + 1);
         report_html_text(f, op ? op : "");
-        fprintf(f, ", %" JSON_INTEGER_FORMAT " rows, ",
-                json_integer_value(json_object_get(r, "rows")));
+        fprintf(f, ", %lld rows, ", json_integer_value(json_object_get(r, "rows")));
         report_html_text(f, size ? size : "");
         fprintf(f, ": %s us, %s TFLOP/s, %s GB/s</title></circle>\n",
                 report_number_text(json_object_get(r, "us"), us),

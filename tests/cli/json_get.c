@@ -25,7 +25,7 @@ int main(int argc, char **argv)
     else if (json_is_array(value))
         printf("%zu\n", json_array_size(value));
     else if (json_is_integer(value))
-        printf("%" JSON_INTEGER_FORMAT "\n", json_integer_value(value));
+        printf("%lld\n", json_integer_value(value));
     else if (json_is_real(value))
         printf("%.9g\n", json_real_value(value));
     else if (json_is_boolean(value))

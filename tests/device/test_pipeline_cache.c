@@ -204,19 +204,24 @@ static void test_none(void **state)
 static void test_default_folder(void **state)
 {
     (void)state;
-    const char *before = getenv("XDG_CACHE_HOME");
+#if defined(_WIN32)
+    const char *variable = "LOCALAPPDATA";
+#else
+    const char *variable = "XDG_CACHE_HOME";
+#endif
+    const char *before = getenv(variable);
     char *kept = before ? strdup(before) : NULL;
     char path[600];
-    setenv("XDG_CACHE_HOME", scratch_path("home"), 1);
+    setenv(variable, scratch_path("home"), 1);
     ful_device *d = open_in(NULL);
     use(d, 1);
     gpu_test_close(&d);
     only_file(scratch_path("home/fulgur"), path, sizeof(path));
     assert_non_null(strstr(path, "pipelines-"));
     if (kept)
-        setenv("XDG_CACHE_HOME", kept, 1);
+        setenv(variable, kept, 1);
     else
-        unsetenv("XDG_CACHE_HOME");
+        unsetenv(variable);
     free(kept);
 }
 

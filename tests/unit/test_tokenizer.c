@@ -308,9 +308,10 @@ static void test_long_runs(void **state)
         assert_int_equal(ful_tokenizer_encode(demo, text, n, FUL_ENCODE_ADDED, NULL, &count),
                          FUL_OK);
         double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
-        print_message("1 MiB of unit %zu: %zu tokens in %.3f s\n", u, count, seconds);
+        print_message("1 MiB of unit %u: %u tokens in %.3f s\n", (unsigned)u, (unsigned)count,
+                      seconds);
         assert_true(count > 0);
-#if defined(__OPTIMIZE__) && !defined(SANITIZED)
+#if defined(__OPTIMIZE__) && !defined(SANITIZED) && !defined(_WIN32)
         assert_true(seconds < 1.0);
 #else
         assert_true(seconds < 20.0);

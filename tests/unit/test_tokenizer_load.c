@@ -38,7 +38,8 @@ static void put(text_buffer *b, const char *format, ...)
     for (;;) {
         va_start(args, format);
         size_t room = b->capacity - b->bytes;
-        int n = vsnprintf(b->text ? b->text + b->bytes : NULL, room, format, args);
+        char none[1]; /* nothing is written where there is no room */
+        int n = vsnprintf(b->text ? b->text + b->bytes : none, room, format, args);
         va_end(args);
         assert_true(n >= 0);
         if ((size_t)n < room) {
@@ -402,7 +403,7 @@ static void test_out_of_memory(void **state)
         assert_true(limit < 1000);
     }
     remove("test_tokenizer_memory.json");
-    print_message("%zu allocations failed in turn\n", failures);
+    print_message("%u allocations failed in turn\n", (unsigned)failures);
     assert_true(failures > 15);
 }
 
@@ -490,7 +491,8 @@ static void test_published_size(void **state)
         remove("test_tokenizer_big.json");
         print_message("%d entries, %.1f MB, merges as %s: %.3f s, processor time %.3f s\n",
                       (int)BIG, megabytes, pairs ? "pairs" : "strings", wall, best);
-#if defined(__OPTIMIZE__) && !defined(SANITIZED)
+/* clock() of Windows counts waiting, too. */
+#if defined(__OPTIMIZE__) && !defined(SANITIZED) && !defined(_WIN32)
         assert_true(best < 1.0);
 #endif
         assert_int_equal(ful_tokenizer_vocab_size(t), 200021);
@@ -545,7 +547,7 @@ static void test_doubling(void **state)
     assert_int_equal(ids[256], 267);
     assert_int_equal(ids[257], 257); /* aaaa */
     assert_int_equal(ids[258], 255 - 'a');
-#if defined(__OPTIMIZE__) && !defined(SANITIZED)
+#if defined(__OPTIMIZE__) && !defined(SANITIZED) && !defined(_WIN32)
     assert_true(seconds < 1.0);
 #endif
     free(text);

@@ -1,4 +1,5 @@
 #include "checkpoint.h" /* before cmocka, whose fail() is a macro */
+#include "util/scratch.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -60,8 +61,7 @@ static void write_header(FILE *out, const checkpoint_tensor *tensors, uint32_t n
 void checkpoint_copy(const char *source, checkpoint_edit edit, void *ctx, const char *find,
                      const char *replace, char *dir)
 {
-    snprintf(dir, 256, "%s/fulgur-test-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
-    assert_non_null(mkdtemp(dir));
+    assert_true(scratch_make(dir, 256));
     write_config(source, dir, find, replace);
     ful_alloc a = mem_functions(NULL);
     tensor_file *file = NULL;

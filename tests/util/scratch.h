@@ -2,6 +2,7 @@
 #ifndef TESTS_UTIL_SCRATCH_H
 #define TESTS_UTIL_SCRATCH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* Creates the folder under TMPDIR or /tmp; aborts the test program if that fails. */
@@ -16,5 +17,7 @@ const char *scratch_path(const char *name);
 const char *scratch_write(const char *name, const void *data, size_t bytes);
 const char *scratch_text(const char *name, const char *text);
 void scratch_remove(const char *name);
+/* Creates a folder of a new name, which is put into path; the caller removes it. */
+bool scratch_make(char *path, size_t room);
 
 #endif

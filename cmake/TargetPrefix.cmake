@@ -1,0 +1,13 @@
+# For toolchain files: libraries, headers and pkg-config files of the target are those in
+# FULGUR_TARGET_DEPS and nowhere else; programs are this machine's.
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES FULGUR_TARGET_DEPS)
+if(FULGUR_TARGET_DEPS)
+    get_filename_component(FULGUR_TARGET_DEPS "${FULGUR_TARGET_DEPS}" ABSOLUTE)
+    list(APPEND CMAKE_FIND_ROOT_PATH ${FULGUR_TARGET_DEPS})
+    set(ENV{PKG_CONFIG_LIBDIR} ${FULGUR_TARGET_DEPS}/lib/pkgconfig)
+    set(ENV{PKG_CONFIG_PATH} "")
+endif()
+set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
+set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_PACKAGE ONLY)
