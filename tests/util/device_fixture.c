@@ -50,7 +50,13 @@ void expect_error_below_(double error, double limit, const char *file, int line,
 bool fixture_full(void)
 {
     const char *level = getenv("FULGUR_TEST_LEVEL");
-    return level != NULL && strcmp(level, "full") == 0;
+    return level != NULL && (strcmp(level, "full") == 0 || strcmp(level, "long") == 0);
+}
+
+bool fixture_long(void)
+{
+    const char *level = getenv("FULGUR_TEST_LEVEL");
+    return level != NULL && strcmp(level, "long") == 0;
 }
 
 static void log_line(void *ctx, ful_log_level level, const char *message)

@@ -18,8 +18,10 @@ typedef struct device_fixture {
  * is), the last the floor of all. */
 extern const char *const fixture_masks[];
 
-/* True if FULGUR_TEST_LEVEL=full. */
+/* True if FULGUR_TEST_LEVEL is full or long. */
 bool fixture_full(void);
+/* True if it is long: minutes on a processor, for what only size can show. */
+bool fixture_long(void);
 
 /* Exits with 77 after printing why if there is no usable device. Call it first in main(). */
 void fixture_require_device(void);
