@@ -5,8 +5,9 @@
  * tried before anything depends on them: three times each, on odd shapes, against double precision.
  * One that gives a wrong answer even once is quarantined, a warning goes to the log, and the next
  * choice takes its place, down to the plainest kernels. If none is left, loading fails with
- * FUL_ERR_SELFTEST. Verdicts are kept beside the pipeline cache, for this device, driver, version
- * of the library and set of capabilities: a device that was tried once costs nothing more.
+ * FUL_ERR_SELFTEST, and the built-in device (name_part "cpu") is what remains; the fulgur program
+ * then takes it by itself. Verdicts are kept beside the pipeline cache, for this device, driver,
+ * version of the library and set of capabilities: a device that was tried once costs nothing more.
  *
  * A kernel is noted as being tested before it first runs. If the process or the driver does not
  * live to see the end, the next one finds the note and does without the kernel.
@@ -14,8 +15,8 @@
  * FULGUR_FAULT makes tests fail, to see what follows: words "selftest:KERNEL" (wrong results),
  * "selftest:KERNEL:once" (wrong in one of the three runs) or "selftest:KERNEL:lost" (the device
  * stops), separated by commas. KERNEL is a name as the rows below have it, with or without the
- * weights' type at its end; a * at the end stands for anything. Verdicts under FULGUR_FAULT are
- * kept apart from the others. */
+ * weights' type at its end; a * at the end stands for anything. The built-in device has no such
+ * faults. Verdicts under FULGUR_FAULT are kept apart from the others. */
 #ifndef FULGUR_SELFTEST_H
 #define FULGUR_SELFTEST_H
 

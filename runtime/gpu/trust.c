@@ -234,6 +234,11 @@ static ful_result fault_open(ful_device *d)
                         ":once or :lost",
                         shown);
     }
+    /* Faults are those of drivers, for which the built-in device is the last resort. */
+    if (d->info.built_in) {
+        mem_free(&d->alloc, d->fault);
+        d->fault = NULL;
+    }
     return FUL_OK;
 }
 

@@ -319,7 +319,7 @@ ful_result selftest_last_resort(const ful_device *device)
     char line[320];
     snprintf(line, sizeof(line), "%s", ful_last_error());
     log_write(device_log(device), FUL_LOG_ERROR, "%s", line);
-    return fail(FUL_ERR_SELFTEST, "%s; update the driver, or use another device", line);
+    return fail(FUL_ERR_SELFTEST, "%s; update the driver, or use the device \"cpu\"", line);
 }
 
 /* ---- all of it ---- */
