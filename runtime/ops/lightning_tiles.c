@@ -131,7 +131,8 @@ enum { LEAST_BLOCKS = 8 };
 static uint32_t chunk_rows(const op_context *ctx, const lightning_tiles *t, uint32_t rows,
                            uint32_t heads, uint32_t head_dim)
 {
-    if (!gpu_module_usable(ctx->device, "lightning_sums"))
+    if (!gpu_module_usable(ctx->device, "lightning_sums") ||
+        !gpu_module_usable(ctx->device, "lightning_scan"))
         return 0;
     uint64_t groups = (uint64_t)heads * (head_dim / t->slice);
     uint64_t wanted = tuned_or(device_tuning(ctx->device).lightning_groups, tiles_units(ctx));

@@ -29,8 +29,8 @@ ful_result selftest_device(ful_device *device, op_shape shape,
 
 /* ---- selftest_bench.c: what a test runs on ---- */
 enum {
-    KAT_INPUT_BYTES = 256 << 10,
-    KAT_RESULT_BYTES = 128 << 10,
+    KAT_INPUT_BYTES = 1 << 20,
+    KAT_RESULT_BYTES = 320 << 10,
     KAT_SCRATCH_BYTES = 1 << 20,
     KAT_STEPS = 2,
     KAT_KV_WINDOWS = 8,

@@ -483,9 +483,9 @@ static gpu_range decay_input(kat *k)
 }
 
 /* One token of one head: S = exp(-s) S + k^T v; o = q S. */
-static void lightning_token(uint32_t row, uint32_t h, double *state, double *out)
+static void lightning_token(uint32_t row, uint32_t h, uint32_t heads, double *state, double *out)
 {
-    uint32_t first = (row * HEADS + h) * 3 * HEAD_DIM;
+    uint32_t first = (row * heads + h) * 3 * HEAD_DIM;
     double decay = exp(-slopes[h]), gain = kat_gain(row), q[HEAD_DIM];
     for (uint32_t i = 0; i < HEAD_DIM; i++)
         q[i] = gain * kat_value(X, first + i);
@@ -510,32 +510,37 @@ static gpu_range state_given(kat *k, uint32_t sequences, double *state)
     return r;
 }
 
+/* So many rows of one head that they are walked in chunks side by side. */
+enum { LONG = 1 };
+
 static ful_result lightning_prefill_record(kat *k, uint32_t mode)
 {
-    enum { ROWS = 83, REAL = 77, STRIDE = 3 * HEADS * HEAD_DIM + 16, INNER = HEADS * HEAD_DIM };
+    enum { ROWS = 83, REAL = 77, LONG_ROWS = 1037, LONG_REAL = 1030 };
+    uint32_t heads = mode & LONG ? 1 : HEADS, inner = heads * HEAD_DIM, stride = 3 * inner + 16;
+    uint32_t rows = mode & LONG ? LONG_ROWS : ROWS, real = mode & LONG ? LONG_REAL : REAL;
     double tolerance = mode & OF_HALVES ? TOLERANCE_HALF : TOLERANCE_F32;
     k->ctx.half = (mode & OF_HALVES) != 0;
-    double *state = kat_want(k, STATE_SIZE), *want = kat_want(k, REAL * INNER);
+    double *state = kat_want(k, STATE_SIZE), *want = kat_want(k, (uint64_t)real * inner);
     if (state == NULL || want == NULL)
         return no_room();
-    op_lightning_args a = {.qkv = kat_floats(k, ROWS, 3 * INNER, STRIDE, X, true),
-                           .qkv_stride = STRIDE,
-                           .heads = HEADS,
+    op_lightning_args a = {.qkv = kat_floats(k, rows, 3 * inner, stride, X, true),
+                           .qkv_stride = stride,
+                           .heads = heads,
                            .head_dim = HEAD_DIM,
-                           .rows = ROWS,
+                           .rows = rows,
                            .decay = decay_input(k),
                            .state = state_given(k, 1, state),
-                           .out = kat_result(k, ROWS * INNER * 4),
+                           .out = kat_result(k, (uint64_t)rows * inner * 4),
                            .scratch = gpu_whole(&k->scratch)};
-    for (uint32_t t = 0; t < REAL && !k->dry; t++)
-        for (uint32_t h = 0; h < HEADS; h++)
-            lightning_token(t, h, state + (uint64_t)h * HEAD_DIM * HEAD_DIM,
-                            want + t * INNER + h * HEAD_DIM);
-    kat_expect(k, KAT_F32, a.out, REAL, INNER, INNER, want, tolerance);
+    for (uint32_t t = 0; t < real && !k->dry; t++)
+        for (uint32_t h = 0; h < heads; h++)
+            lightning_token(t, h, heads, state + (uint64_t)h * HEAD_DIM * HEAD_DIM,
+                            want + (uint64_t)t * inner + h * HEAD_DIM);
+    kat_expect(k, KAT_F32, a.out, real, inner, inner, want, tolerance);
     kat_expect(k, KAT_F32, a.state, HEADS, HEAD_DIM * HEAD_DIM, HEAD_DIM * HEAD_DIM, state,
                tolerance);
-    kat_untouched(k, a.out, REAL, INNER * 4);
-    set_rows(k, REAL);
+    kat_untouched(k, a.out, real, 4 * (uint64_t)inner);
+    set_rows(k, real);
     TRY(kat_record_begin(k));
     return op_lightning_prefill(&k->ctx, &a);
 }
@@ -569,7 +574,7 @@ static ful_result lightning_decode_record(kat *k, uint32_t mode)
     }
     for (uint32_t t = 0; t < sequences && !k->dry; t++)
         for (uint32_t h = 0; h < HEADS; h++)
-            lightning_token(t, h, first + (uint64_t)(t * HEADS + h) * HEAD_DIM * HEAD_DIM,
+            lightning_token(t, h, HEADS, first + (uint64_t)(t * HEADS + h) * HEAD_DIM * HEAD_DIM,
                             want + t * INNER + h * HEAD_DIM);
     kat_expect(k, KAT_F32, a.out, sequences, INNER, INNER, want, TOLERANCE_F32);
     kat_expect(k, KAT_F32, a.state, states * HEADS, HEAD_DIM * HEAD_DIM, HEAD_DIM * HEAD_DIM, state,
@@ -833,6 +838,12 @@ static const ladder ladders[] = {
      false,
      false,
      {"lightning_coopmat", "lightning_walk_half", "lightning_walk"}},
+    {"lightning prefill in chunks",
+     lightning_prefill_record,
+     OF_HALVES | LONG,
+     false,
+     true,
+     {"lightning_sums"}},
     {"lightning prefill", lightning_prefill_record, 0, false, false, {"lightning_walk"}},
     {"lightning decode",
      lightning_decode_record,

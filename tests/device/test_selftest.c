@@ -449,8 +449,6 @@ static void test_fallback(void **state)
         check_fallback(false, FUL_PRECISION_F32, "selftest:moe_route_up_narrow:once", 1);
         check_fallback(false, FUL_PRECISION_F16, "selftest:lightning_walk_half", 1);
     }
-    if (gpu_test_built_in())
-        return;
     check_fallback(true, FUL_PRECISION_F32,
                    "selftest:matvec_norm*,selftest:matvec_*subgroup,selftest:moe_route_wide,"
                    "selftest:lightning_decode_wide,selftest:moe_route_up_*,selftest:sample,"
