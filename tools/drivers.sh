@@ -16,7 +16,7 @@ system. Debian 12 and 13. Pieces, all by default:
   swiftshader   SwiftShader, a driver with few features, and the current validation layer
   vendors       the drivers of AMD, NVIDIA, Qualcomm and Apple GPUs from Debian 13's backports, with
                 shims that imagine the hardware: they compile, but compute nothing
-  vendors-arm64 those of Mali and PowerVR GPUs, which exist for arm64 only and run under qemu-user
+  vendors-arm64 those of Mali and PowerVR GPUs, which exist for arm64 only (only where qemu-user is)
   intel-shim    the same for Intel's driver, built from Debian's source of Mesa (a minute)
 
 A piece that can't be had prints a line that begins with 'skipped'; its tests are skipped too.
@@ -27,7 +27,9 @@ dir=${1:-$here/build/drivers}
 if [ $# -gt 0 ]; then shift; fi
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
-pieces=${*:-lavapipe-26 lavapipe-25 swiftshader vendors vendors-arm64 intel-shim}
+emulated=""
+if have qemu-aarch64-static || have qemu-aarch64; then emulated=vendors-arm64; fi
+pieces=${*:-lavapipe-26 lavapipe-25 swiftshader vendors $emulated intel-shim}
 have apt-get || die "no apt-get here"
 
 fetch_lavapipe() { # NAME SUITES

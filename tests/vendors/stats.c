@@ -221,12 +221,20 @@ static void pipeline_key(const char *device, const gpu_pipeline *p, uint32_t sub
 typedef struct preset {
     const char *name;
     uint32_t hidden, heads, kv_heads, head_dim, rotary, experts, width, vocab;
+    bool few;
 } preset;
 
+/* Compilers that run under qemu-user take a second a pipeline. */
+#if defined(__aarch64__)
+#define FEW 1
+#else
+#define FEW 0
+#endif
+
 static const preset presets[] = {
-    {"tiny", 256, 8, 2, 64, 32, 8, 512, 1024},
-    {"mid", 2048, 16, 2, 128, 64, 16, 1792, 32768},
-    {"full8", 6144, 64, 8, 128, 64, 32, 9216, 200064},
+    {"tiny", 256, 8, 2, 64, 32, 8, 512, 1024, true},
+    {"mid", 2048, 16, 2, 128, 64, 16, 1792, 32768, false},
+    {"full8", 6144, 64, 8, 128, 64, 32, 9216, 200064, false},
 };
 
 static gpu_buffer imagined(uint64_t bytes)
@@ -630,7 +638,8 @@ int main(int argc, char **argv)
     static const ful_type types[] = {FUL_TYPE_F32, FUL_TYPE_F16, FUL_TYPE_BF16};
     for (size_t p = 0; p < sizeof presets / sizeof *presets; p++)
         for (size_t t = 0; t < sizeof types / sizeof *types; t++)
-            check(collect(d, &presets[p], types[t]), presets[p].name);
+            if (!FEW || (presets[p].few && types[t] == FUL_TYPE_BF16))
+                check(collect(d, &presets[p], types[t]), presets[p].name);
 
     table now = {0}, was = {0};
     for (size_t i = 0; i < d->pipeline_count; i++) {
