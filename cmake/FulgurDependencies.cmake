@@ -16,9 +16,10 @@ if(NOT TARGET Threads::Threads)
     set_target_properties(Threads::Threads PROPERTIES IMPORTED_GLOBAL TRUE)
 endif()
 
-find_library(FULGUR_LIBM m)
-mark_as_advanced(FULGUR_LIBM)
-if(FULGUR_LIBM)
+# Asked of the linker: where libraries are searched for another system, there is none of its compiler's.
+include(CheckLibraryExists)
+check_library_exists(m cosh "" FULGUR_HAS_LIBM)
+if(FULGUR_HAS_LIBM)
     set(FULGUR_LIBM m)
 else()
     set(FULGUR_LIBM "")
