@@ -126,10 +126,10 @@ typedef struct ful_device_params {
                             * built-in device */
     const uint32_t *index; /* into ful_device_list's order, or NULL */
     uint32_t caps_off;     /* ful_feature bits to pretend absent */
-    const char
-        *caps; /* like FULGUR_CAPS and applied after it; NULL = none. Comma-separated:
-                * "-fp16", "-subgroup", ...; "shared=16384", "workgroup=128", "buffers=4",
-                * "range=1048576", "allocation=N", "push=128", "subgroup_size=N", "memory=N" */
+    const char *caps;      /* like FULGUR_CAPS and applied after it; NULL = none. Comma-separated:
+                            * "-fp16", "-subgroup", ...; "shared=16384", "workgroup=128", "buffers=4",
+                            * "range=1048576", "allocation=N", "push=128", "subgroup_size=N", "memory=N",
+                            * "unified=0" */
     uint64_t memory_limit_bytes; /* 0 = what the driver's budget says */
     uint32_t max_submit_ms;      /* aim for one submission; 0 = 100; UINT32_MAX = no limit */
     uint32_t wait_timeout_ms; /* for one submission; 0 = 30,000, 600,000 for drivers that run on the

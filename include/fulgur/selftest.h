@@ -4,10 +4,12 @@
  * When a model is loaded, the kernels that it will use and that were never tried on this device are
  * tried before anything depends on them: three times each, on odd shapes, against double precision.
  * One that gives a wrong answer even once is quarantined, a warning goes to the log, and the next
- * choice takes its place, down to the plainest kernels. If none is left, loading fails with
- * FUL_ERR_SELFTEST, and the built-in device (name_part "cpu") is what remains; the fulgur program
- * then takes it by itself. Verdicts are kept beside the pipeline cache, for this device, driver,
- * version of the library and set of capabilities: a device that was tried once costs nothing more.
+ * choice takes its place, down to the plainest kernels. If none is left, the processor takes the op
+ * over where it shares the device's memory: the device waits for it then, so it is slow, but right.
+ * Where it does not, loading fails with FUL_ERR_SELFTEST, and the built-in device (name_part "cpu")
+ * is what remains; the fulgur program then takes it by itself. Verdicts are kept beside the
+ * pipeline cache, for this device, driver, version of the library and set of capabilities: a device
+ * that was tried once costs nothing more.
  *
  * A kernel is noted as being tested before it first runs. If the process or the driver does not
  * live to see the end, the next one finds the note and does without the kernel.

@@ -11,8 +11,9 @@
  *    threads nor on which of them comes first, so the same input gives the same bits.
  *  - vkQueueSubmit runs the work before it returns, on the calling thread and the device's own.
  * Work between two barriers is shared out in pieces; no thread waits for one that has not begun.
- *  - Whoever finds that a device's kernels can't be trusted opens this one beside it
- *    (ful_device_params.name_part "cpu") and runs the same op there: buffers are host memory. */
+ *  - Where self-tests leave an op without any kernel on another device, gpu/processor.c runs the
+ *    kernel of the same module from here on that device's buffers, if host and device share their
+ *    memory. */
 #ifndef FULGUR_CPU_CPU_H
 #define FULGUR_CPU_CPU_H
 
@@ -42,6 +43,11 @@ const char *cpu_instructions(void);
 
 /* NULL if there is no memory. Destroyed by its vkDestroyDevice. */
 VkDevice cpu_device_create(const ful_alloc *a, unsigned threads);
+void cpu_device_destroy(VkDevice *device); /* the same; NULL allowed */
+/* One kernel by itself, on the device's threads; returns when it is done. One caller at a time. */
+struct cpu_call;
+const struct cpu_kernel *cpu_kernel_named(const char *module); /* NULL: there is none */
+void cpu_dispatch(VkDevice device, const struct cpu_kernel *kernel, const struct cpu_call *call);
 /* Sets the functions of a device that gpu/ calls; the others stay NULL. */
 void cpu_device_functions(struct VolkDeviceTable *fn);
 

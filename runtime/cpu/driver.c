@@ -57,6 +57,11 @@ static const cpu_kernel *kernel_of(VkDevice device, const char *module)
     return k ? k : kernel_find(CPU_OBJECT(cpu_device, device)->more, module);
 }
 
+const cpu_kernel *cpu_kernel_named(const char *module)
+{
+    return kernel_find(kernels(), module);
+}
+
 bool cpu_has_kernel(VkDevice device, const char *module)
 {
     return kernel_of(device, module) != NULL;
@@ -427,6 +432,13 @@ static VKAPI_ATTR void VKAPI_CALL device_destroy(VkDevice device,
     ful_alloc alloc = d->alloc;
     team_destroy(&alloc, &d->team);
     mem_free(&alloc, d);
+}
+
+void cpu_device_destroy(VkDevice *device)
+{
+    if (*device)
+        device_destroy(*device, NULL);
+    *device = NULL;
 }
 
 VkDevice cpu_device_create(const ful_alloc *a, unsigned threads)

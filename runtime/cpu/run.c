@@ -117,3 +117,20 @@ void cpu_run(cpu_commands *c)
     if (atomic_load(&r.open) < c->batch_count)
         team_run(c->device->team, run_thread, &r);
 }
+
+void cpu_dispatch(VkDevice device, const cpu_kernel *kernel, const cpu_call *call)
+{
+    cpu_command command = {.kind = CPU_DISPATCH,
+                           .call = *call,
+                           .run = kernel->run,
+                           .pieces = (uint64_t)call->groups[0] * call->groups[1] * call->groups[2]};
+    cpu_batch batch = {.count = 1};
+    struct cpu_progress progress = {.pieces = 0};
+    cpu_commands c = {.device = CPU_OBJECT(cpu_device, device),
+                      .list = &command,
+                      .count = 1,
+                      .batches = &batch,
+                      .batch_count = 1,
+                      .progress = &progress};
+    cpu_run(&c);
+}

@@ -152,6 +152,8 @@ static bool limit_apply(word key, uint64_t v, ful_caps *caps)
         limit32(&caps->push_bytes, v);
     } else if (word_is(key, "subgroup_size")) {
         limit_subgroup(caps, v);
+    } else if (word_is(key, "unified")) {
+        caps->unified_memory = caps->unified_memory && v != 0;
     } else if (word_is(key, "memory")) {
         limit64(&caps->device_memory_bytes, v);
         limit64(&caps->host_visible_local_bytes, v);

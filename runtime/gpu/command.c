@@ -39,7 +39,8 @@ typedef struct part {
     double modelled_ns;  /* ... and dispatches alone, which the estimate learns from */
     uint64_t span_ns;    /* as measured last, 0: not */
     bool pending;
-    bool fresh; /* holds pipelines that never ran */
+    bool fresh;                                /* holds pipelines that never ran */
+    uint32_t processor_first, processor_count; /* steps that the processor takes behind it */
 } part;
 
 struct gpu_commands {
@@ -64,6 +65,8 @@ struct gpu_commands {
     size_t written_count, written_capacity;
     bool uniforms; /* one of them is read as a uniform buffer, too */
     const gpu_pipeline *bound;
+    processor_step *processor_steps;
+    size_t processor_count, processor_capacity;
     gpu_time *times;
 };
 
@@ -501,6 +504,29 @@ static size_t dispatch_accesses(const gpu_dispatch *d, access *list)
     return n;
 }
 
+/* Closes the part in front of a step that the processor takes; those of one place stay together. */
+static ful_result processor_record(gpu_commands *c, const gpu_dispatch *d)
+{
+    const ful_alloc *a = &c->device->alloc;
+    void *list = c->processor_steps;
+    if (!mem_grow(a, &list, &c->processor_capacity, c->processor_count + 1,
+                  sizeof(*c->processor_steps)))
+        return mem_fail(sizeof(*c->processor_steps), "a step on the processor");
+    c->processor_steps = list;
+    TRY(processor_step_make(d, &c->processor_steps[c->processor_count]));
+    bool joins = part_now(c)->step_count == 0 && c->part_count > 1 &&
+                 c->parts[c->part_count - 2].processor_count > 0;
+    if (!joins) {
+        TRY(part_end(c, true));
+        part_now(c)->processor_first = (uint32_t)c->processor_count;
+        TRY(part_begin(c));
+    }
+    c->parts[c->part_count - 2].processor_count++;
+    c->processor_count++;
+    c->dispatch_count++;
+    return FUL_OK;
+}
+
 static ful_result dispatch_record(gpu_commands *c, const gpu_dispatch *d)
 {
     ful_device *device = c->device;
@@ -512,6 +538,8 @@ static ful_result dispatch_record(gpu_commands *c, const gpu_dispatch *d)
         c->dispatch_count++;
         return FUL_OK;
     }
+    if (d->pipeline->on_processor)
+        return processor_record(c, d);
     TRY(pipeline_ready(device, d->pipeline));
     TRY(step_room(c));
     double ns = timer_estimate_ns(device, &d->cost);
@@ -669,6 +697,32 @@ static VkResult part_submit(gpu_commands *c, part *p)
     return r;
 }
 
+static ful_result parts_wait(gpu_commands *c, size_t count);
+
+/* Submits parts first.. up to one behind which the processor takes over, or to the last; *next is
+ * the one after it. */
+static VkResult parts_submit(gpu_commands *c, size_t first, size_t *next)
+{
+    VkResult r = VK_SUCCESS;
+    bool stop = false;
+    mutex_lock(c->device->queue_lock);
+    for (*next = first; *next < c->part_count && !stop && r == VK_SUCCESS; ++*next) {
+        r = part_submit(c, &c->parts[*next]);
+        stop = c->parts[*next].processor_count > 0;
+    }
+    mutex_unlock(c->device->queue_lock);
+    return r;
+}
+
+static ful_result processor_take(gpu_commands *c, size_t parts)
+{
+    const part *p = &c->parts[parts - 1];
+    TRY(parts_wait(c, parts));
+    for (uint32_t i = 0; i < p->processor_count; i++)
+        processor_run(c->device, &c->processor_steps[p->processor_first + i]);
+    return FUL_OK;
+}
+
 ful_result gpu_commands_submit(gpu_commands *c)
 {
     TRY(kept_error(c));
@@ -684,10 +738,11 @@ ful_result gpu_commands_submit(gpu_commands *c)
             return fail(FUL_ERR_ARGUMENT, "commands were submitted again before their last "
                                           "submission was waited for");
     VkResult r = VK_SUCCESS;
-    mutex_lock(c->device->queue_lock);
-    for (size_t i = 0; i < c->part_count && r == VK_SUCCESS; i++)
-        r = part_submit(c, &c->parts[i]);
-    mutex_unlock(c->device->queue_lock);
+    for (size_t i = 0; i < c->part_count && r == VK_SUCCESS;) {
+        r = parts_submit(c, i, &i);
+        if (r == VK_SUCCESS && c->parts[i - 1].processor_count > 0)
+            TRY(processor_take(c, i));
+    }
     c->submitted_once = true;
     c->times_ready = false;
     return r == VK_SUCCESS ? FUL_OK : keep_error(c, vk_fail(c->device, r, "vkQueueSubmit"));
@@ -740,11 +795,11 @@ static ful_result wait_fail(gpu_commands *c, const part *p, VkResult r)
                 (unsigned)p->step_count, where, (unsigned)d->wait_timeout_ms);
 }
 
-ful_result gpu_commands_wait(gpu_commands *c)
+static ful_result parts_wait(gpu_commands *c, size_t count)
 {
     ful_device *d = c->device;
     uint64_t timeout = (uint64_t)d->wait_timeout_ms * 1000000u;
-    for (size_t i = 0; i < c->part_count; i++) {
+    for (size_t i = 0; i < count; i++) {
         part *p = &c->parts[i];
         if (!p->pending)
             continue;
@@ -756,6 +811,11 @@ ful_result gpu_commands_wait(gpu_commands *c)
         part_learn(c, p);
     }
     return kept_error(c);
+}
+
+ful_result gpu_commands_wait(gpu_commands *c)
+{
+    return parts_wait(c, c->part_count);
 }
 
 void gpu_commands_destroy(gpu_commands **commands)
@@ -784,6 +844,7 @@ void gpu_commands_destroy(gpu_commands **commands)
     mem_free(&d->alloc, c->steps);
     mem_free(&d->alloc, c->accesses);
     mem_free(&d->alloc, c->written);
+    mem_free(&d->alloc, c->processor_steps);
     mem_free(&d->alloc, c->times);
     mem_free(&d->alloc, c);
 }
@@ -807,6 +868,11 @@ static ful_result times_fill(gpu_commands *c)
             t->layer = s->layer;
             t->cost = s->cost;
             t->ns = timer_delta_ns(c->device, raw[s->query - 1], raw[s->query]);
+        }
+        for (uint32_t k = 0; k < p->processor_count; k++) {
+            const processor_step *s = &c->processor_steps[p->processor_first + k];
+            c->times[n++] =
+                (gpu_time){s->dispatch.label, s->dispatch.layer, s->ns, s->dispatch.cost};
         }
     }
     return FUL_OK;

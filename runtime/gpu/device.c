@@ -314,6 +314,7 @@ void ful_device_close(ful_device **device)
                       d->info.name);
         }
     }
+    cpu_device_destroy(&d->processor);
     mutex_destroy(&d->alloc, &d->queue_lock);
     mutex_destroy(&d->alloc, &d->memory_lock);
     mutex_destroy(&d->alloc, &d->pipeline_lock);

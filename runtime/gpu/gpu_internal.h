@@ -4,6 +4,7 @@
 
 #include <stdatomic.h>
 
+#include "cpu/cpu.h"
 #include "gpu/gpu.h"
 
 /* ---- instance.c ---- */
@@ -126,6 +127,7 @@ struct ful_device {
     uint32_t choices[DEVICE_CHOICES];
     atomic_uchar *trust, *hidden; /* gpu_trust, and whether left out, by shader_modules[] */
     _Atomic uint32_t trust_changes;
+    VkDevice processor; /* threads of ops without a trusted kernel; NULL: none so far */
     bool tests_itself;
     char *fault; /* FULGUR_FAULT, or NULL */
     ful_cache_get_fn cache_get;
@@ -170,17 +172,34 @@ struct gpu_pipeline {
     bool full_subgroups;
     uint64_t hash;
     const pipeline_layout *layout;
+    bool on_processor;     /* code is a cpu_kernel, vk stays VK_NULL_HANDLE */
     VkPipeline vk;         /* VK_NULL_HANDLE until compiled */
     _Atomic bool seasoned; /* a finished submission held it: drivers may compile in the first */
 };
 
-/* As gpu_pipeline_get with SPIR-V of the caller's own, which must outlive the device. */
+/* As gpu_pipeline_get with SPIR-V of the caller's own, which must outlive the device; no bytes: for
+ * the processor. */
 ful_result gpu_pipeline_from_words(ful_device *device, const gpu_pipeline_desc *desc,
                                    const uint32_t *words, size_t bytes, const char *needs,
                                    gpu_pipeline **out);
 /* Compiles it if that has not happened. */
 ful_result pipeline_ready(ful_device *device, gpu_pipeline *pipeline);
 void pipelines_destroy(ful_device *device, bool releasable);
+
+/* ---- processor.c ---- */
+/* True if a C kernel can take the place of the module on this device. */
+bool processor_serves(const ful_device *device, const char *module);
+ful_result processor_pipeline(ful_device *device, const gpu_pipeline_desc *desc,
+                              gpu_pipeline **out);
+typedef struct processor_step {
+    gpu_dispatch dispatch; /* but for its push constants: */
+    uint64_t push[CPU_PUSH_BYTES / 8];
+    uint64_t ns; /* that it took last */
+} processor_step;
+/* FUL_ERR_SELFTEST if the processor can't reach a buffer. */
+ful_result processor_step_make(const gpu_dispatch *d, processor_step *step);
+/* The device must be done with what came before. */
+void processor_run(ful_device *device, processor_step *step);
 
 /* ---- cache.c ---- */
 enum { CACHE_HEADER_BYTES = 112 };

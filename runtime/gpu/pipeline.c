@@ -168,7 +168,7 @@ static ful_result compile_fail(ful_device *d, const gpu_pipeline *p, VkResult r)
 /* Under pipeline_lock. */
 static ful_result ready_locked(ful_device *d, gpu_pipeline *p)
 {
-    if (p->vk)
+    if (p->vk || p->on_processor)
         return FUL_OK;
     TRY(device_alive(d));
     VkResult r = pipeline_compile(d, p);
@@ -258,6 +258,7 @@ static ful_result pipeline_note(ful_device *d, const gpu_pipeline_desc *desc, co
     p->code_bytes = code_bytes;
     p->hash = hash;
     p->layout = layout;
+    p->on_processor = code_bytes == 0;
     if (d->info.caps.features & FUL_FEATURE_SUBGROUP_SIZE) {
         const ful_caps *caps = &d->info.caps;
         if (needs_word(needs, "coopmat"))
@@ -312,6 +313,9 @@ ful_result gpu_pipeline_get(ful_device *device, const gpu_pipeline_desc *desc, g
                     "shader %s is not in this build: its compiler was too old for it",
                     desc->module);
     gpu_trust trust = gpu_module_trust(device, desc->module);
+    if (gpu_trust_quarantined(trust) && trust != GPU_TRUST_HIDDEN &&
+        processor_serves(device, desc->module))
+        return processor_pipeline(device, desc, out);
     if (gpu_trust_quarantined(trust))
         return fail(FUL_ERR_SELFTEST, "shader %s %s on %s (%s), and nothing is left in its place",
                     desc->module, gpu_trust_text(trust), device->info.name, device->info.driver);
@@ -384,7 +388,7 @@ ful_result gpu_pipelines_end(ful_device *device, ful_progress_fn progress, void 
     if (!list || !results)
         r = mem_fail(count * sizeof(*list), "a batch of pipelines");
     for (size_t i = 0; r == FUL_OK && i < count; i++)
-        if (!device->pipelines[i]->vk &&
+        if (!device->pipelines[i]->vk && !device->pipelines[i]->on_processor &&
             !gpu_trust_quarantined(gpu_module_trust(device, device->pipelines[i]->name)))
             list[n++] = device->pipelines[i];
     if (r == FUL_OK && n > 0)

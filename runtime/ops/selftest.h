@@ -18,8 +18,8 @@ ful_result selftest_prepare(ful_device *device, op_shape shape, selftest **out);
 ful_result selftest_run(selftest **test);
 void selftest_end(selftest **test);
 
-/* An op has no kernel left that can be trusted: says so in the log and gives FUL_ERR_SELFTEST.
- * Where a path on the processor for one op would take over. */
+/* An op has no kernel left that can be trusted, and the processor can't take its place, either
+ * (gpu/processor.c): says so in the log and gives FUL_ERR_SELFTEST. */
 ful_result selftest_last_resort(const ful_device *device);
 
 /* ful_device_selftest with kernels for the shape. */

@@ -439,10 +439,14 @@ report "kernels in quarantine leave the text as it is" $?
 FULGUR_FAULT=selftest:embed run run "$demo" -p "Once" -n 8 --temp 0
 expect_code "run without any kernel for an op" 0
 cmp -s "$out" "$scratch/quarantined"
+report "the processor is the last resort for an op, with the same text" $?
+FULGUR_CAPS=unified=0 FULGUR_FAULT=selftest:embed run run "$demo" -p "Once" -n 8 --temp 0
+expect_code "run without any kernel for an op, nor its memory in reach" 0
+cmp -s "$out" "$scratch/quarantined"
 report "the built-in device is the last resort, with the same text" $?
 if [ "$DRIVER" != cpu ]; then
     expect_text "run without any kernel for an op says so" "$err" "embed_" "wrong result" "processor"
-    FULGUR_FAULT=selftest:embed run run "$demo" -p "Once" -n 8 --device "$name"
+    FULGUR_CAPS=unified=0 FULGUR_FAULT=selftest:embed run run "$demo" -p "Once" -n 8 --device "$name"
     expect_code "run on such a device by name" 1
 fi
 FULGUR_FAULT=nonsense run run "$demo" -p x

@@ -38,6 +38,7 @@ static struct {
     int tests, warnings, errors; /* tests: kernels that were about to run */
     char last[400];              /* warning or error */
     const char *die_at;          /* a process that crashes in the test of this kernel */
+    int taken;                   /* by the processor */
 } told;
 
 static void note(void *ctx, ful_log_level level, const char *message)
@@ -55,6 +56,7 @@ static void note(void *ctx, ful_log_level level, const char *message)
     if (strncmp(message, "vulkan: ", 8) == 0 || level > FUL_LOG_WARNING)
         return;
     told.warnings += level == FUL_LOG_WARNING;
+    told.taken += strstr(message, "the processor takes its place") != NULL;
     told.errors += level == FUL_LOG_ERROR;
     snprintf(told.last, sizeof(told.last), "%s", message);
 }
@@ -352,8 +354,13 @@ static void test_families(void **state)
     assert_true(gpu_module_usable(d, "matvec_wide_f32"));
     gpu_pipeline *p;
     gpu_pipeline_desc desc = {.module = "matvec_f16", .buffer_count = 4};
-    GPU_FAILS(gpu_pipeline_get(d, &desc, &p), FUL_ERR_SELFTEST);
-    gpu_error_has("matvec_f16");
+    if (processor_serves(d, "matvec_f16")) {
+        GPU_OK(gpu_pipeline_get(d, &desc, &p));
+        assert_true(p->on_processor);
+    } else {
+        GPU_FAILS(gpu_pipeline_get(d, &desc, &p), FUL_ERR_SELFTEST);
+        gpu_error_has("matvec_f16");
+    }
     gpu_trust_forget(d);
     gpu_family_hide(d, "matvec_wide");
     assert_false(gpu_module_usable(d, "matvec_wide_f32"));
@@ -464,6 +471,32 @@ static void test_fallback(void **state)
                        2);
 }
 
+/* Nothing left, but memory that the processor shares: it takes over, with a line in the log for
+ * each kernel. Every op, the kernels that it falls back to last. */
+static void test_processor(void **state)
+{
+    (void)state;
+    static float want[GOLDEN_VOCAB];
+    static const char *const fault =
+        "selftest:embed,selftest:rmsnorm,selftest:gated_norm,selftest:matvec*,selftest:matmul*,"
+        "selftest:moe_*,selftest:lightning_*,selftest:rope_append*,selftest:attention*,"
+        "selftest:sample";
+    need_driver();
+    ful_device *d = open_device(NULL, NULL, false);
+    bool unified = ful_device_get_info(d)->caps.unified_memory;
+    gpu_test_close(&d);
+    if (!unified)
+        skip();
+    for (int wide = 0; wide < 2; wide++) {
+        told.warnings = told.taken = 0;
+        logits_sound(wide, FUL_PRECISION_F32, want);
+        d = open_device(NULL, fault, wide);
+        expect_right(d, FUL_PRECISION_F32, want);
+        assert_true(told.taken > 8);
+        gpu_test_close(&d);
+    }
+}
+
 /* Nothing left: an error that names the kernel, and a line in the log. */
 static void test_nothing_left(void **state)
 {
@@ -471,6 +504,7 @@ static void test_nothing_left(void **state)
     need_driver();
     ful_model *model = NULL;
     ful_device *d = open_device(NULL, "selftest:embed", false);
+    d->info.caps.unified_memory = false; /* else the processor takes over */
     GPU_FAILS(load(d, golden_dir, FUL_PRECISION_F32, &model), FUL_ERR_SELFTEST);
     gpu_error_has("embed_");
     gpu_error_has("wrong result");
@@ -704,6 +738,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(test_each_fault, setup, teardown),
         cmocka_unit_test_setup_teardown(test_covered, setup, teardown),
         cmocka_unit_test_setup_teardown(test_fallback, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_processor, setup, teardown),
         cmocka_unit_test_setup_teardown(test_nothing_left, setup, teardown),
         cmocka_unit_test_setup_teardown(test_never, setup, teardown),
         cmocka_unit_test_setup_teardown(test_text, setup, teardown),

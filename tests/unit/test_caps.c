@@ -30,6 +30,7 @@ static ful_caps rich(void)
         .device_memory_bytes = 1ull << 33,
         .host_visible_local_bytes = 1ull << 28,
         .timestamp_period_ns = 1,
+        .unified_memory = true,
     };
     return c;
 }
@@ -39,7 +40,7 @@ static void test_limits(void **state)
     (void)state;
     ful_caps c = rich();
     assert_int_equal(caps_apply("shared=16384,workgroup=128, buffers=4 ,range=1048576,"
-                                "allocation=2000000,push=128,memory=1000000",
+                                "allocation=2000000,push=128,memory=1000000,unified=0",
                                 "test", &c),
                      FUL_OK);
     assert_int_equal(c.shared_bytes, 16384);
@@ -52,6 +53,7 @@ static void test_limits(void **state)
     assert_int_equal(c.push_bytes, 128);
     assert_int_equal(c.device_memory_bytes, 1000000);
     assert_int_equal(c.host_visible_local_bytes, 1000000);
+    assert_false(c.unified_memory);
 }
 
 /* Nothing can be added. */

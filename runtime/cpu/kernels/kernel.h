@@ -16,13 +16,14 @@ typedef struct cpu_step {
     uint32_t reserved1[7];
 } cpu_step;
 
-typedef struct cpu_call {
+typedef struct cpu_call cpu_call;
+struct cpu_call {
     void *buffer[8]; /* by binding */
     const cpu_step *step;
     const uint32_t *constant; /* by id */
     const void *push;
     uint32_t groups[3];
-} cpu_call;
+};
 
 /* Does what groups `line` .. line + count - 1 of layer z of the grid do, where line = y * groups[0]
  * + x. All lie in that layer. */
