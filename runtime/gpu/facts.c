@@ -250,14 +250,23 @@ static bool queue_choose(const ful_instance *in, VkPhysicalDevice physical, devi
     return true;
 }
 
+/* queue_choose, and whether the queue has timestamps: before anything is taken away, which takes
+ * the period of absent ones. */
+static bool queue_read(const ful_instance *in, device_facts *facts)
+{
+    ful_caps *caps = &facts->info.caps;
+    bool queue = queue_choose(in, facts->physical, facts);
+    if (queue && facts->timestamp_bits > 0 && caps->timestamp_period_ns > 0)
+        caps->features |= FUL_FEATURE_TIMESTAMP;
+    return queue;
+}
+
 /* What every device has, once its properties and features are read. */
 static ful_result facts_settle(const VkPhysicalDeviceProperties *plain, VkDriverId driver,
                                bool queue, device_facts *facts)
 {
     ful_device_info *info = &facts->info;
     ful_caps *caps = &info->caps;
-    if (queue && facts->timestamp_bits > 0 && caps->timestamp_period_ns > 0)
-        caps->features |= FUL_FEATURE_TIMESTAMP;
     caps_remove(0, caps); /* makes what depends on absent features absent, too */
     facts->raw = *caps;
     caps_identity identity = {plain->vendorID, plain->deviceID, driver};
@@ -317,7 +326,7 @@ static ful_result facts_read_1_0(const ful_instance *in, const VkPhysicalDeviceP
             caps->allocation_bytes = maintenance3.maxMemoryAllocationSize;
     }
     driver_text(plain, &driver, info->driver, sizeof(info->driver));
-    bool queue = queue_choose(in, facts->physical, facts);
+    bool queue = queue_read(in, facts);
     TRY(facts_settle(plain, driver.driverID, queue, facts));
     if (info->usable && !acceptable) {
         info->usable = false;
@@ -424,8 +433,8 @@ ful_result facts_read(const ful_instance *in, VkPhysicalDevice physical, uint32_
         caps->features |= FUL_FEATURE_MEMORY_BUDGET;
     if (usable & 1u << EXT_PORTABILITY)
         caps->features |= FUL_FEATURE_PORTABILITY;
+    bool queue = queue_read(in, facts);
     matrices_read(in->vk, physical, plain.vendorID, caps);
-    bool queue = queue_choose(in, physical, facts);
     return facts_settle(&plain, driver.driverID, queue, facts);
 }
 
