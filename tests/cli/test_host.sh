@@ -265,4 +265,39 @@ report "README has an example in C" $?
 for call in $calls; do
     expect_text "samples/generate.c calls $call)" "$SOURCE_DIR/samples/generate.c" "$call"
 done
+# ---- without a driver ----
+# Whatever is missing of Vulkan, the processor takes its place and says so once; asked for, it is
+# silent.
+run run "$demo" -p "Once upon a time" -n 8 --temp 0 --device cpu
+expect_code "--device cpu" 0
+cp "$out" "$scratch/text"
+# WHAT WARNINGS VARIABLE=VALUE...
+without_driver() {
+    local what=$1 warnings=$2
+    shift 2
+    last="run with $*"
+    code=0
+    on_driver env "$@" "$FULGUR" run "$demo" -p "Once upon a time" -n 8 --temp 0 \
+        >"$out" 2>"$err" </dev/null || code=$?
+    expect_code "$what" 0
+    cmp -s "$out" "$scratch/text"
+    report "$what: the same text" $?
+    expect_same "$what: warnings" "$(grep -c 'warning: .*running on the processor' "$err")" "$warnings"
+}
+nowhere=$scratch/nowhere.json
+mkdir "$scratch/broken"
+printf '{"file_format_version": "1.0.0", "ICD": {"library_path": "%s", "api_version": "1.3.0"}}\n' \
+    "$scratch/broken/libvulkan_none.so" >"$scratch/broken.json"
+without_driver "no driver" 1 VK_DRIVER_FILES="$nowhere" VK_ICD_FILENAMES="$nowhere" \
+    VK_ADD_DRIVER_FILES="$nowhere"
+without_driver "a driver without its library" 1 VK_DRIVER_FILES="$scratch/broken.json" \
+    VK_ICD_FILENAMES="$scratch/broken.json" VK_ADD_DRIVER_FILES="$scratch/broken.json"
+without_driver "FULGUR_DEVICE=cpu" 0 FULGUR_DEVICE=cpu
+if [ "$(uname)" = Linux ]; then
+    : >"$scratch/broken/libvulkan.so.1"
+    : >"$scratch/broken/libvulkan.so"
+    without_driver "no loader" 1 LD_LIBRARY_PATH="$scratch/broken"
+    expect_text "no loader: says so" "$err" "no Vulkan loader"
+fi
+
 finish
