@@ -148,8 +148,8 @@ typedef struct ful_device_params {
 /* Opens the device named by uuid, index or name_part; with none of them the one that FULGUR_DEVICE
  * names as name_part would ("cpu": Vulkan is then left alone altogether), else the best one:
  * discrete, then integrated, then virtual, then CPU, and among equals the one with most memory.
- * Where Vulkan has no usable device the built-in one is opened, with a warning in the log. Errors:
- * FUL_ERR_NO_DEVICE (the line lists what is there), FUL_ERR_UNSUPPORTED (below the floor),
+ * Where Vulkan has no usable device, or the driver of the best one refuses to make it, the built-in
+ * one is opened, with a warning in the log. Errors: FUL_ERR_NO_DEVICE (the line lists what is there), FUL_ERR_UNSUPPORTED (below the floor),
  * FUL_ERR_ARGUMENT (FULGUR_CAPS, caps or FULGUR_FAULT can't be read). */
 FUL_API ful_result ful_device_open(ful_device **out, ful_instance *instance,
                                    const ful_device_params *params);

@@ -243,6 +243,24 @@ static ful_result device_fill(ful_device *d, const ful_device_params *p)
     return trust_open(d);
 }
 
+/* True if the driver would not make the device that it lists. */
+static bool device_refused(const ful_device *d, ful_result r)
+{
+    return r == FUL_ERR_UNSUPPORTED && d->info.usable && !d->info.built_in && !d->vk;
+}
+
+/* Chooses and makes; *d keeps what there is if that fails. */
+static ful_result device_make(ful_device **d, ful_instance *instance, const ful_device_params *p)
+{
+    *d = mem_zalloc(&instance->alloc, 1, sizeof(**d));
+    if (!*d)
+        return mem_fail(sizeof(**d), "the device");
+    (*d)->instance = instance;
+    (*d)->alloc = instance->alloc;
+    TRY(device_choose(instance, p, &(*d)->facts));
+    return device_fill(*d, p);
+}
+
 ful_result ful_device_open(ful_device **out, ful_instance *instance,
                            const ful_device_params *params)
 {
@@ -256,18 +274,20 @@ ful_result ful_device_open(ful_device **out, ful_instance *instance,
                     (int)p.selftest);
     if (!p.cache_get != !p.cache_set)
         return fail(FUL_ERR_ARGUMENT, "ful_device_open: cache_get and cache_set go together");
-    ful_device *d = mem_zalloc(&instance->alloc, 1, sizeof(*d));
-    if (!d)
-        return mem_fail(sizeof(*d), "the device");
-    d->instance = instance;
-    d->alloc = instance->alloc;
     if (!p.uuid && !p.index && !p.name_part) {
         const char *named = getenv("FULGUR_DEVICE");
         p.name_part = named && named[0] ? named : NULL;
     }
-    ful_result r = device_choose(instance, &p, &d->facts);
-    if (r == FUL_OK)
-        r = device_fill(d, &p);
+    ful_device *d;
+    bool any = !p.uuid && !p.index && !p.name_part;
+    ful_result r = device_make(&d, instance, &p);
+    if (r != FUL_OK && any && d && device_refused(d, r)) {
+        log_write(&instance->log, FUL_LOG_WARNING, "%s: running on the processor",
+                  ful_last_error());
+        ful_device_close(&d);
+        p.name_part = "cpu";
+        r = device_make(&d, instance, &p);
+    }
     if (r != FUL_OK) {
         ful_device_close(&d);
         return r;

@@ -3,6 +3,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -257,6 +258,42 @@ static void test_no_driver(void **state)
     }
 }
 
+static VKAPI_ATTR VkResult VKAPI_CALL create_nothing(VkPhysicalDevice physical,
+                                                     const VkDeviceCreateInfo *info,
+                                                     const VkAllocationCallbacks *callbacks,
+                                                     VkDevice *device)
+{
+    (void)physical, (void)info, (void)callbacks, (void)device;
+    return VK_ERROR_INITIALIZATION_FAILED;
+}
+
+/* A driver that lists a device and then can't make it is left alone, unless it was asked for. */
+static void test_refused(void **state)
+{
+    (void)state;
+    ful_device *d;
+    PFN_vkCreateDevice real = vkCreateDevice;
+    char name[256];
+    if (gpu_test_built_in())
+        skip();
+    d = gpu_test_open(instance, NULL);
+    snprintf(name, sizeof name, "%s", ful_device_get_info(d)->name);
+    gpu_test_close(&d);
+    vkCreateDevice = create_nothing;
+    assert_int_equal(seen.warnings, 0);
+    GPU_OK(ful_device_open(&d, instance, ful_device_params(.cache_dir = "")));
+    assert_true(ful_device_get_info(d)->built_in);
+    gpu_test_close(&d);
+    assert_int_equal(seen.warnings, 1);
+    assert_non_null(strstr(seen.last_warning, "VK_ERROR_INITIALIZATION_FAILED"));
+    assert_non_null(strstr(seen.last_warning, "running on the processor"));
+    GPU_FAILS(ful_device_open(&d, instance, ful_device_params(.name_part = name, .cache_dir = "")),
+              FUL_ERR_UNSUPPORTED);
+    assert_null(d);
+    vkCreateDevice = real;
+    assert_int_equal(seen.warnings, 1);
+}
+
 static void test_instances(void **state)
 {
     (void)state;
@@ -327,6 +364,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_masks, setup, teardown),
         cmocka_unit_test_setup_teardown(test_environment, setup, teardown),
         cmocka_unit_test(test_no_driver),
+        cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
         cmocka_unit_test(test_instances),
         cmocka_unit_test(test_allocation_failures),
     };
