@@ -32,7 +32,8 @@ ful_result gpu_buffer_create(ful_device *device, uint64_t bytes, gpu_memory memo
     };
     VkResult r = device->fn.vkCreateBuffer(device->vk, &info, NULL, &b.vk);
     if (r != VK_SUCCESS)
-        return vk_fail(device, r, "vkCreateBuffer");
+        return fail_context(vk_fail(device, r, "vkCreateBuffer"), "buffer %s, %llu bytes", shown,
+                            (unsigned long long)bytes);
     device_name_object(device, VK_OBJECT_TYPE_BUFFER, (uint64_t)b.vk, name);
     ful_result result = memory_allocate(device, memory, &b);
     if (result != FUL_OK) {
@@ -74,19 +75,30 @@ static bool atoms_around(const ful_device *device, const gpu_buffer *b, uint64_t
     return true;
 }
 
-void gpu_buffer_flush(ful_device *device, const gpu_buffer *buffer, uint64_t offset, uint64_t bytes)
+static ful_result sync_fail(ful_device *device, const gpu_buffer *b, VkResult r, const char *what)
 {
-    VkMappedMemoryRange range;
-    if (atoms_around(device, buffer, offset, bytes, &range))
-        (void)device->fn.vkFlushMappedMemoryRanges(device->vk, 1, &range);
+    return fail_context(vk_fail(device, r, what), "buffer %s", b->name ? b->name : "without name");
 }
 
-void gpu_buffer_invalidate(ful_device *device, const gpu_buffer *buffer, uint64_t offset,
-                           uint64_t bytes)
+ful_result gpu_buffer_flush(ful_device *device, const gpu_buffer *buffer, uint64_t offset,
+                            uint64_t bytes)
 {
     VkMappedMemoryRange range;
-    if (atoms_around(device, buffer, offset, bytes, &range))
-        (void)device->fn.vkInvalidateMappedMemoryRanges(device->vk, 1, &range);
+    if (!atoms_around(device, buffer, offset, bytes, &range))
+        return FUL_OK;
+    VkResult r = device->fn.vkFlushMappedMemoryRanges(device->vk, 1, &range);
+    return r == VK_SUCCESS ? FUL_OK : sync_fail(device, buffer, r, "vkFlushMappedMemoryRanges");
+}
+
+ful_result gpu_buffer_invalidate(ful_device *device, const gpu_buffer *buffer, uint64_t offset,
+                                 uint64_t bytes)
+{
+    VkMappedMemoryRange range;
+    if (!atoms_around(device, buffer, offset, bytes, &range))
+        return FUL_OK;
+    VkResult r = device->fn.vkInvalidateMappedMemoryRanges(device->vk, 1, &range);
+    return r == VK_SUCCESS ? FUL_OK
+                           : sync_fail(device, buffer, r, "vkInvalidateMappedMemoryRanges");
 }
 
 static ful_result range_check(gpu_range r, uint64_t offset, uint64_t bytes, const char *what)
@@ -174,7 +186,7 @@ ful_result gpu_range_read(ful_device *device, gpu_range src, uint64_t offset, vo
     if (bytes == 0)
         return FUL_OK;
     if (memory_reads_fast(device, src.buffer)) {
-        gpu_buffer_invalidate(device, src.buffer, src.offset + offset, bytes);
+        TRY(gpu_buffer_invalidate(device, src.buffer, src.offset + offset, bytes));
         memcpy(data, (const char *)src.buffer->mapped + src.offset + offset, (size_t)bytes);
         return FUL_OK;
     }
@@ -188,10 +200,10 @@ ful_result gpu_range_read(ful_device *device, gpu_range src, uint64_t offset, vo
         copy_ctx x = {gpu_part(src, offset + done, step), gpu_part(gpu_whole(&staging), 0, step),
                       0};
         r = run_once(device, copy_record, &x);
-        if (r != FUL_OK)
-            break;
-        gpu_buffer_invalidate(device, &staging, 0, step);
-        memcpy(to + done, staging.mapped, (size_t)step);
+        if (r == FUL_OK)
+            r = gpu_buffer_invalidate(device, &staging, 0, step);
+        if (r == FUL_OK)
+            memcpy(to + done, staging.mapped, (size_t)step);
     }
     gpu_buffer_destroy(device, &staging);
     return r;

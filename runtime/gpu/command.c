@@ -47,6 +47,7 @@ struct gpu_commands {
     ful_device *device;
     uint32_t flags;
     bool ended, submitted_once, times_ready;
+    bool unwaited; /* a wait failed for want of memory: the next submission begins with another */
     ful_result error; /* the first one; its line is in message */
     char message[320];
     VkCommandPool pool;
@@ -699,6 +700,17 @@ static VkResult part_submit(gpu_commands *c, part *p)
 
 static ful_result parts_wait(gpu_commands *c, size_t count);
 
+/* "12 steps that begin with matmul of layer 3". */
+static void part_describe(const gpu_commands *c, const part *p, char *text, size_t bytes)
+{
+    const step *s = p->step_count > 0 ? &c->steps[p->first_step] : NULL;
+    char layer[32] = "";
+    if (s && s->layer >= 0)
+        snprintf(layer, sizeof(layer), " of layer %d", (int)s->layer);
+    snprintf(text, bytes, "%u steps that begin with %s%s", (unsigned)p->step_count,
+             s ? s->label : "nothing", layer);
+}
+
 /* Submits parts first.. up to one behind which the processor takes over, or to the last; *next is
  * the one after it. */
 static VkResult parts_submit(gpu_commands *c, size_t first, size_t *next)
@@ -719,8 +731,26 @@ static ful_result processor_take(gpu_commands *c, size_t parts)
     const part *p = &c->parts[parts - 1];
     TRY(parts_wait(c, parts));
     for (uint32_t i = 0; i < p->processor_count; i++)
-        processor_run(c->device, &c->processor_steps[p->processor_first + i]);
+        TRY(processor_run(c->device, &c->processor_steps[p->processor_first + i]));
     return FUL_OK;
+}
+
+/* Waits for what was submitted before the part that failed; without memory the same commands may
+ * succeed another time. */
+static ful_result submit_fail(gpu_commands *c, VkResult r)
+{
+    char what[128], line[sizeof(c->message)];
+    size_t i = 0;
+    while (i + 1 < c->part_count && c->parts[i].pending)
+        i++;
+    part_describe(c, &c->parts[i], what, sizeof(what));
+    ful_result result =
+        fail_context(vk_fail(c->device, r, "vkQueueSubmit"), "submission of %s", what);
+    if (atomic_load(&c->device->lost))
+        return keep_error(c, result);
+    snprintf(line, sizeof(line), "%s", ful_last_error());
+    (void)parts_wait(c, i);
+    return fail(result, "%s", line);
 }
 
 ful_result gpu_commands_submit(gpu_commands *c)
@@ -733,6 +763,8 @@ ful_result gpu_commands_submit(gpu_commands *c)
         return fail(FUL_ERR_ARGUMENT, "a dry recording can't be submitted");
     if (c->submitted_once && !(c->flags & GPU_COMMANDS_REUSABLE))
         return fail(FUL_ERR_ARGUMENT, "commands were submitted twice without being reusable");
+    if (c->unwaited)
+        TRY(parts_wait(c, c->part_count));
     for (size_t i = 0; i < c->part_count; i++)
         if (c->parts[i].pending)
             return fail(FUL_ERR_ARGUMENT, "commands were submitted again before their last "
@@ -745,7 +777,7 @@ ful_result gpu_commands_submit(gpu_commands *c)
     }
     c->submitted_once = true;
     c->times_ready = false;
-    return r == VK_SUCCESS ? FUL_OK : keep_error(c, vk_fail(c->device, r, "vkQueueSubmit"));
+    return r == VK_SUCCESS ? FUL_OK : submit_fail(c, r);
 }
 
 static bool queries_read(gpu_commands *c, const part *p, uint32_t first, uint32_t count,
@@ -779,20 +811,13 @@ static void part_learn(gpu_commands *c, part *p)
 static ful_result wait_fail(gpu_commands *c, const part *p, VkResult r)
 {
     ful_device *d = c->device;
-    char where[96] = "nothing";
-    if (p->step_count > 0) {
-        const step *s = &c->steps[p->first_step];
-        snprintf(where, sizeof(where), s->layer >= 0 ? "%s of layer %d" : "%s", s->label,
-                 (int)s->layer);
-    }
+    char what[128];
+    part_describe(c, p, what, sizeof(what));
     if (r != VK_TIMEOUT)
-        return fail_context(vk_fail(d, r, "vkWaitForFences"),
-                            "submission of %u steps that begins with %s", (unsigned)p->step_count,
-                            where);
+        return fail_context(vk_fail(d, r, "vkWaitForFences"), "submission of %s", what);
     device_mark_timeout(d);
-    return fail(FUL_ERR_DEVICE_LOST,
-                "device %s did not finish %u steps that begin with %s within %u ms", d->info.name,
-                (unsigned)p->step_count, where, (unsigned)d->wait_timeout_ms);
+    return fail(FUL_ERR_DEVICE_LOST, "device %s did not finish %s within %u ms", d->info.name, what,
+                (unsigned)d->wait_timeout_ms);
 }
 
 static ful_result parts_wait(gpu_commands *c, size_t count)
@@ -805,6 +830,9 @@ static ful_result parts_wait(gpu_commands *c, size_t count)
             continue;
         TRY(device_alive(d));
         VkResult r = d->fn.vkWaitForFences(d->vk, 1, &p->fence, VK_TRUE, timeout);
+        c->unwaited = r == VK_ERROR_OUT_OF_HOST_MEMORY || r == VK_ERROR_OUT_OF_DEVICE_MEMORY;
+        if (c->unwaited)
+            return wait_fail(c, p, r);
         if (r != VK_SUCCESS)
             return keep_error(c, wait_fail(c, p, r));
         p->pending = false;
@@ -828,8 +856,9 @@ void gpu_commands_destroy(gpu_commands **commands)
     bool pending = false;
     for (size_t i = 0; i < c->part_count; i++)
         pending = pending || c->parts[i].pending;
-    if (pending && !atomic_load(&d->lost))
-        (void)gpu_commands_wait(c);
+    if (pending && !atomic_load(&d->lost) && gpu_commands_wait(c) != FUL_OK &&
+        !atomic_load(&d->lost))
+        device_mark_timeout(d); /* the driver has no memory even to wait: it may still work */
     if (device_releasable(d)) {
         for (size_t i = 0; i < c->part_count; i++) {
             d->fn.vkDestroyFence(d->vk, c->parts[i].fence, NULL);

@@ -7,8 +7,15 @@
 #include "cpu/cpu.h"
 #include "gpu/gpu_internal.h"
 
+/* How often a driver without memory is asked to end a device's work. */
+enum { SETTLE_TRIES = 3 };
 /* How long a lost device is given to end its work before its objects are left behind. */
 #define RELEASE_GRACE_NS (5ull * 1000 * 1000 * 1000)
+
+static bool out_of_memory(VkResult r)
+{
+    return r == VK_ERROR_OUT_OF_HOST_MEMORY || r == VK_ERROR_OUT_OF_DEVICE_MEMORY;
+}
 
 /* Array from the instance's allocator; *count = 0 and NULL without devices. */
 static ful_result physical_list(const ful_instance *in, VkPhysicalDevice **out, uint32_t *count)
@@ -20,6 +27,9 @@ static ful_result physical_list(const ful_instance *in, VkPhysicalDevice **out, 
     uint32_t n = 0;
     VkResult r = vkEnumeratePhysicalDevices(in->vk, &n, NULL);
     if (r != VK_SUCCESS || n == 0) {
+        if (out_of_memory(r))
+            return fail(vk_result_code(r), "vkEnumeratePhysicalDevices failed with %s (%d)",
+                        vk_result_name(r), (int)r);
         /* A loader without any driver answers VK_ERROR_INITIALIZATION_FAILED. */
         if (r != VK_SUCCESS)
             log_write(&in->log, FUL_LOG_INFO, "vkEnumeratePhysicalDevices: %s", vk_result_name(r));
@@ -31,7 +41,8 @@ static ful_result physical_list(const ful_instance *in, VkPhysicalDevice **out, 
     r = vkEnumeratePhysicalDevices(in->vk, &n, list);
     if (r != VK_SUCCESS && r != VK_INCOMPLETE) {
         mem_free(&in->alloc, list);
-        return fail(FUL_ERR_NO_DEVICE, "vkEnumeratePhysicalDevices: %s", vk_result_name(r));
+        return fail(vk_result_code(r), "vkEnumeratePhysicalDevices failed with %s (%d)",
+                    vk_result_name(r), (int)r);
     }
     *out = list;
     *count = n;
@@ -180,9 +191,8 @@ static ful_result device_create_vulkan(ful_device *d)
     VkResult r = facts_create_device(&d->facts, &d->info.caps, &d->vk);
     if (r != VK_SUCCESS) {
         d->vk = VK_NULL_HANDLE;
-        return fail(r == VK_ERROR_OUT_OF_HOST_MEMORY ? FUL_ERR_HOST_MEMORY : FUL_ERR_UNSUPPORTED,
-                    "device %s: vkCreateDevice failed with %s (%d)", d->info.name,
-                    vk_result_name(r), (int)r);
+        return fail(vk_result_code(r), "device %s: vkCreateDevice failed with %s (%d)",
+                    d->info.name, vk_result_name(r), (int)r);
     }
     volkLoadDeviceTable(&d->fn, d->vk);
     d->fn.vkGetDeviceQueue(d->vk, d->facts.queue_family, 0, &d->queue);
@@ -306,10 +316,14 @@ static bool device_settle(ful_device *d)
 {
     if (atomic_load(&d->lost))
         return device_releasable(d);
+    VkResult r = VK_ERROR_OUT_OF_HOST_MEMORY;
     mutex_lock(d->queue_lock);
-    VkResult r = d->fn.vkQueueSubmit(d->queue, 0, NULL, d->idle_fence);
+    for (int i = 0; i < SETTLE_TRIES && out_of_memory(r); i++)
+        r = d->fn.vkQueueSubmit(d->queue, 0, NULL, d->idle_fence);
     mutex_unlock(d->queue_lock);
     if (r == VK_SUCCESS)
+        r = VK_ERROR_OUT_OF_HOST_MEMORY;
+    for (int i = 0; i < SETTLE_TRIES && out_of_memory(r); i++)
         r = d->fn.vkWaitForFences(d->vk, 1, &d->idle_fence, VK_TRUE,
                                   (uint64_t)d->wait_timeout_ms * 1000000u);
     return r == VK_SUCCESS || r == VK_ERROR_DEVICE_LOST;
@@ -374,16 +388,26 @@ ful_result device_alive(const ful_device *d)
     return FUL_OK;
 }
 
+ful_result vk_result_code(VkResult result)
+{
+    switch (result) {
+    case VK_ERROR_OUT_OF_HOST_MEMORY:
+        return FUL_ERR_HOST_MEMORY;
+    case VK_ERROR_OUT_OF_DEVICE_MEMORY:
+    case VK_ERROR_OUT_OF_POOL_MEMORY:
+    case VK_ERROR_TOO_MANY_OBJECTS:
+    case VK_ERROR_MEMORY_MAP_FAILED:
+        return FUL_ERR_DEVICE_MEMORY;
+    case VK_ERROR_DEVICE_LOST:
+        return FUL_ERR_DEVICE_LOST;
+    default:
+        return FUL_ERR_UNSUPPORTED;
+    }
+}
+
 ful_result vk_fail(ful_device *d, VkResult result, const char *what)
 {
-    ful_result r = FUL_ERR_UNSUPPORTED;
-    if (result == VK_ERROR_OUT_OF_HOST_MEMORY)
-        r = FUL_ERR_HOST_MEMORY;
-    else if (result == VK_ERROR_OUT_OF_DEVICE_MEMORY || result == VK_ERROR_OUT_OF_POOL_MEMORY ||
-             result == VK_ERROR_TOO_MANY_OBJECTS || result == VK_ERROR_MEMORY_MAP_FAILED)
-        r = FUL_ERR_DEVICE_MEMORY;
-    else if (result == VK_ERROR_DEVICE_LOST)
-        r = FUL_ERR_DEVICE_LOST;
+    ful_result r = vk_result_code(result);
     if (r == FUL_ERR_DEVICE_LOST) {
         /* The specification lets everything be destroyed then. */
         atomic_store(&d->released, 1);

@@ -48,6 +48,13 @@ static const struct extension_row {
     [EXT_COOPMAT2] = {"VK_NV_cooperative_matrix2", 0},
 };
 
+/* A device without some of its extensions would be another one, or none. */
+static ful_result extensions_fail(VkResult r)
+{
+    return fail(vk_result_code(r), "vkEnumerateDeviceExtensionProperties failed with %s (%d)",
+                vk_result_name(r), (int)r);
+}
+
 /* Bit i: extension i can be used, in core or by name. */
 static ful_result extensions_read(const ful_instance *in, VkPhysicalDevice physical,
                                   uint32_t api_version, uint32_t *usable)
@@ -57,19 +64,21 @@ static ful_result extensions_read(const ful_instance *in, VkPhysicalDevice physi
     for (uint32_t e = 0; e < EXT_COUNT; e++)
         if (extension_rows[e].core && api_version >= extension_rows[e].core)
             *usable |= 1u << e;
-    if (vkEnumerateDeviceExtensionProperties(physical, NULL, &count, NULL) != VK_SUCCESS ||
-        count == 0)
+    VkResult r = vkEnumerateDeviceExtensionProperties(physical, NULL, &count, NULL);
+    if (r != VK_SUCCESS)
+        return extensions_fail(r);
+    if (count == 0)
         return FUL_OK;
     VkExtensionProperties *list = mem_array(&in->alloc, count, sizeof(*list));
     if (!list)
         return mem_fail(count * sizeof(*list), "the list of device extensions");
-    if (vkEnumerateDeviceExtensionProperties(physical, NULL, &count, list) >= VK_SUCCESS)
-        for (uint32_t i = 0; i < count; i++)
-            for (uint32_t e = 0; e < EXT_COUNT; e++)
-                if (strcmp(list[i].extensionName, extension_rows[e].name) == 0)
-                    *usable |= 1u << e;
+    r = vkEnumerateDeviceExtensionProperties(physical, NULL, &count, list);
+    for (uint32_t i = 0; i < count && r >= VK_SUCCESS; i++)
+        for (uint32_t e = 0; e < EXT_COUNT; e++)
+            if (strcmp(list[i].extensionName, extension_rows[e].name) == 0)
+                *usable |= 1u << e;
     mem_free(&in->alloc, list);
-    return FUL_OK;
+    return r >= VK_SUCCESS ? FUL_OK : extensions_fail(r);
 }
 
 /* The optional feature structs, chained where the device knows them. Serves both for asking what

@@ -82,10 +82,10 @@ void gpu_buffer_destroy(ful_device *device,
                         gpu_buffer *buffer); /* zeroes it; a zero one is allowed */
 /* Make host writes visible to the device, or device writes to the host; no-ops on coherent memory.
  */
-void gpu_buffer_flush(ful_device *device, const gpu_buffer *buffer, uint64_t offset,
-                      uint64_t bytes);
-void gpu_buffer_invalidate(ful_device *device, const gpu_buffer *buffer, uint64_t offset,
-                           uint64_t bytes);
+ful_result gpu_buffer_flush(ful_device *device, const gpu_buffer *buffer, uint64_t offset,
+                            uint64_t bytes);
+ful_result gpu_buffer_invalidate(ful_device *device, const gpu_buffer *buffer, uint64_t offset,
+                                 uint64_t bytes);
 /* Through mapped memory or staging; each waits until the bytes are there. Not for hot paths. Any
  * offset and size that are multiples of 4. The device must not be using the range. */
 ful_result gpu_range_write(ful_device *device, gpu_range dst, uint64_t offset, const void *data,

@@ -137,6 +137,7 @@ struct ful_device {
 
 /* FUL_ERR_DEVICE_LOST if the device was lost before. */
 ful_result device_alive(const ful_device *device);
+ful_result vk_result_code(VkResult result);
 /* The error of a failed Vulkan call; marks the device lost if it says so. */
 ful_result vk_fail(ful_device *device, VkResult result, const char *what);
 /* Notes that a wait timed out and puts a fence behind everything submitted. */
@@ -199,7 +200,7 @@ typedef struct processor_step {
 /* FUL_ERR_SELFTEST if the processor can't reach a buffer. */
 ful_result processor_step_make(const gpu_dispatch *d, processor_step *step);
 /* The device must be done with what came before. */
-void processor_run(ful_device *device, processor_step *step);
+ful_result processor_run(ful_device *device, processor_step *step);
 
 /* ---- cache.c ---- */
 enum { CACHE_HEADER_BYTES = 112 };

@@ -214,7 +214,8 @@ static ful_result instance_open_vulkan(ful_instance *in, bool validation, const 
     if (r != VK_SUCCESS) {
         in->vk = VK_NULL_HANDLE;
         if (r == VK_ERROR_OUT_OF_HOST_MEMORY)
-            return fail(FUL_ERR_HOST_MEMORY, "vkCreateInstance: out of host memory");
+            return fail(FUL_ERR_HOST_MEMORY, "vkCreateInstance failed with %s (%d)",
+                        vk_result_name(r), (int)r);
         log_write(log, FUL_LOG_WARNING, "vkCreateInstance failed with %s (%d)", vk_result_name(r),
                   (int)r);
         return FUL_OK;

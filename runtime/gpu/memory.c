@@ -202,9 +202,11 @@ static void memory_return(ful_device *d, uint32_t type, uint64_t bytes)
     mutex_unlock(d->memory_lock);
 }
 
-static VkResult type_try(ful_device *d, uint32_t type, gpu_buffer *b)
+/* *binding: it came that far, and no other type can be tried. */
+static VkResult type_try(ful_device *d, uint32_t type, gpu_buffer *b, bool *binding)
 {
     VkMemoryPropertyFlags flags = d->facts.memory.memoryTypes[type].propertyFlags;
+    *binding = false;
     if (!memory_reserve(d, type, b->memory_bytes))
         return VK_ERROR_OUT_OF_DEVICE_MEMORY;
     VkMemoryAllocateInfo info = {
@@ -215,22 +217,22 @@ static VkResult type_try(ful_device *d, uint32_t type, gpu_buffer *b)
     VkResult r = d->fn.vkAllocateMemory(d->vk, &info, NULL, &b->memory);
     if (r != VK_SUCCESS)
         b->memory = VK_NULL_HANDLE;
-    if (r == VK_SUCCESS)
-        r = d->fn.vkBindBufferMemory(d->vk, b->vk, b->memory, 0);
+    /* A bound buffer could not be bound again, to memory of another type that can be mapped. */
     if (r == VK_SUCCESS && (flags & VISIBLE))
         r = d->fn.vkMapMemory(d->vk, b->memory, 0, VK_WHOLE_SIZE, 0, &b->mapped);
+    *binding = r == VK_SUCCESS;
+    if (r == VK_SUCCESS)
+        r = d->fn.vkBindBufferMemory(d->vk, b->vk, b->memory, 0);
     if (r == VK_SUCCESS) {
         b->coherent = (flags & COHERENT) != 0;
         b->memory_type = type;
         return VK_SUCCESS;
     }
-    bool bound = b->memory != VK_NULL_HANDLE;
     d->fn.vkFreeMemory(d->vk, b->memory, NULL);
     b->memory = VK_NULL_HANDLE;
     b->mapped = NULL;
     memory_return(d, type, b->memory_bytes);
-    /* A bound buffer can't be bound again. */
-    return bound ? VK_ERROR_MEMORY_MAP_FAILED : r;
+    return r;
 }
 
 ful_result memory_allocate(ful_device *d, gpu_memory kind, gpu_buffer *b)
@@ -241,18 +243,22 @@ ful_result memory_allocate(ful_device *d, gpu_memory kind, gpu_buffer *b)
     b->memory_bytes = (need.size + 255) & ~(uint64_t)255;
     uint32_t n = memory_rank(&d->facts.memory, d->info.caps.unified_memory, kind, b->bytes,
                              need.memoryTypeBits, types);
-    for (uint32_t i = 0; i < n; i++) {
-        VkResult r = type_try(d, types[i], b);
+    VkResult last = VK_ERROR_OUT_OF_DEVICE_MEMORY;
+    bool binding = false;
+    for (uint32_t i = 0; i < n && !binding; i++) {
+        VkResult r = type_try(d, types[i], b, &binding);
         if (r == VK_SUCCESS)
             return FUL_OK;
         if (r != VK_ERROR_OUT_OF_DEVICE_MEMORY && r != VK_ERROR_OUT_OF_HOST_MEMORY &&
-            r != VK_ERROR_TOO_MANY_OBJECTS)
+            r != VK_ERROR_TOO_MANY_OBJECTS && r != VK_ERROR_MEMORY_MAP_FAILED)
             return vk_fail(d, r, "allocating memory");
+        last = r;
     }
-    return fail(FUL_ERR_DEVICE_MEMORY, "buffer %s: %llu bytes asked for, %llu bytes free on %s%s",
+    return fail(last == VK_ERROR_OUT_OF_HOST_MEMORY ? FUL_ERR_HOST_MEMORY : FUL_ERR_DEVICE_MEMORY,
+                "buffer %s: %llu bytes asked for, %llu bytes free on %s (%s)",
                 b->name ? b->name : "without name", (unsigned long long)b->bytes,
                 (unsigned long long)device_free_bytes(d), d->info.name,
-                n ? "" : " (no heap of that size)");
+                n ? vk_result_name(last) : "no heap of that size");
 }
 
 void memory_free(ful_device *d, gpu_buffer *b)

@@ -67,33 +67,37 @@ ful_result processor_step_make(const gpu_dispatch *d, processor_step *step)
 }
 
 /* Where a range begins, after the device's writes became visible. */
-static void *reach(ful_device *device, gpu_range r)
+static ful_result reach(ful_device *device, gpu_range r, void **out)
 {
+    *out = NULL;
     if (!r.buffer)
-        return NULL;
-    gpu_buffer_invalidate(device, r.buffer, r.offset, r.bytes);
-    return (char *)r.buffer->mapped + r.offset;
+        return FUL_OK;
+    TRY(gpu_buffer_invalidate(device, r.buffer, r.offset, r.bytes));
+    *out = (char *)r.buffer->mapped + r.offset;
+    return FUL_OK;
 }
 
-void processor_run(ful_device *device, processor_step *step)
+ful_result processor_run(ful_device *device, processor_step *step)
 {
     const gpu_dispatch *d = &step->dispatch;
     const gpu_pipeline_desc *p = &d->pipeline->desc;
     uint64_t begin = time_ns();
+    const gpu_range none = {NULL, 0, 0};
     cpu_call call = {.constant = p->spec, .push = step->push};
     for (uint32_t i = 0; i < p->buffer_count; i++)
-        call.buffer[i] = reach(device, d->buffers[i]);
-    if (p->uniform)
-        call.step = reach(device, d->uniform);
-    memcpy(call.groups, d->groups, sizeof(call.groups));
-    if (d->indirect.buffer)
-        memcpy(call.groups, reach(device, gpu_part(d->indirect, 0, 12)), sizeof(call.groups));
+        TRY(reach(device, d->buffers[i], &call.buffer[i]));
+    void *step_at, *groups;
+    TRY(reach(device, p->uniform ? d->uniform : none, &step_at));
+    TRY(reach(device, d->indirect.buffer ? gpu_part(d->indirect, 0, 12) : none, &groups));
+    call.step = step_at;
+    memcpy(call.groups, groups ? groups : d->groups, sizeof(call.groups));
     mutex_lock(device->queue_lock);
     cpu_dispatch(device->processor, (const cpu_kernel *)(const void *)d->pipeline->code, &call);
     mutex_unlock(device->queue_lock);
     for (uint32_t i = 0; i < p->buffer_count; i++)
         if ((d->writes | d->updates) >> i & 1)
-            gpu_buffer_flush(device, d->buffers[i].buffer, d->buffers[i].offset,
-                             d->buffers[i].bytes);
+            TRY(gpu_buffer_flush(device, d->buffers[i].buffer, d->buffers[i].offset,
+                                 d->buffers[i].bytes));
     step->ns = time_ns() - begin;
+    return FUL_OK;
 }

@@ -57,11 +57,11 @@ uint64_t gpu_upload_max(const gpu_upload *u)
 }
 
 /* Room given out earlier is filled by now. */
-static void mapped_flush(gpu_upload *u)
+static ful_result mapped_flush(gpu_upload *u)
 {
-    if (u->mapped.buffer)
-        gpu_buffer_flush(u->device, u->mapped.buffer, u->mapped.offset, u->mapped.bytes);
+    gpu_range m = u->mapped;
     u->mapped.buffer = NULL;
+    return m.buffer ? gpu_buffer_flush(u->device, m.buffer, m.offset, m.bytes) : FUL_OK;
 }
 
 static ful_result stage_wait(stage *s)
@@ -77,7 +77,7 @@ static ful_result stage_submit(gpu_upload *u, stage *s)
 {
     if (s->count == 0)
         return FUL_OK;
-    gpu_buffer_flush(u->device, &s->buffer, 0, s->used_bytes);
+    TRY(gpu_buffer_flush(u->device, &s->buffer, 0, s->used_bytes));
     TRY(gpu_commands_begin(u->device, 0, &s->commands));
     ful_result r = FUL_OK;
     for (size_t i = 0; i < s->count && r == FUL_OK; i++)
@@ -127,7 +127,7 @@ ful_result gpu_upload_room(gpu_upload *u, gpu_range dst, uint64_t offset, uint64
 {
     *room = NULL;
     TRY(device_alive(u->device));
-    mapped_flush(u);
+    TRY(mapped_flush(u));
     if (!dst.buffer || offset > dst.bytes || bytes > dst.bytes - offset || bytes == 0 ||
         bytes > u->max_bytes)
         return fail(FUL_ERR_ARGUMENT,
@@ -172,8 +172,9 @@ static void upload_free(gpu_upload **u)
 ful_result gpu_upload_end(gpu_upload **u)
 {
     gpu_upload *x = *u;
-    mapped_flush(x);
-    ful_result r = stage_submit(x, &x->stages[x->current]);
+    ful_result r = mapped_flush(x);
+    if (r == FUL_OK)
+        r = stage_submit(x, &x->stages[x->current]);
     for (int i = 0; i < 2; i++) {
         ful_result w = r == FUL_OK ? stage_wait(&x->stages[i]) : FUL_OK;
         if (r == FUL_OK)

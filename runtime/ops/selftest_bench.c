@@ -203,7 +203,8 @@ static void weight_put(uint8_t *to, ful_type type, double value)
         memcpy(to, &half, sizeof(half));
 }
 
-static void window_fill(const kat *k, const gpu_tensor *t, const gpu_window *w, uint32_t stream)
+static ful_result window_fill(const kat *k, const gpu_tensor *t, const gpu_window *w,
+                              uint32_t stream)
 {
     uint64_t size = type_bytes(t->type);
     uint8_t *to = w->buffer.mapped;
@@ -214,7 +215,7 @@ static void window_fill(const kat *k, const gpu_tensor *t, const gpu_window *w, 
             for (uint32_t c = 0; c < t->cols; c++)
                 weight_put(to + c * size, t->type, kat_value(stream, first + c));
         }
-    gpu_buffer_flush(k->ctx.device, &w->buffer, 0, w->buffer.bytes);
+    return gpu_buffer_flush(k->ctx.device, &w->buffer, 0, w->buffer.bytes);
 }
 
 ful_result kat_weights(kat *k, uint32_t experts, uint32_t rows, uint32_t cols, uint32_t first,
@@ -235,7 +236,7 @@ ful_result kat_weights(kat *k, uint32_t experts, uint32_t rows, uint32_t cols, u
         TRY(buffer_make(k, (uint64_t)w->expert_count * w->row_count * t->row_bytes, GPU_MEMORY_HOST,
                         "self-test weights", &w->buffer));
         if (!k->dry)
-            window_fill(k, t, w, stream);
+            TRY(window_fill(k, t, w, stream));
     }
     return FUL_OK;
 }
@@ -266,10 +267,8 @@ gpu_range kat_step_range(const kat *k, uint32_t i)
 
 void kat_step(kat *k, uint32_t i, const step_params *step)
 {
-    if (k->dry)
-        return;
-    memcpy((uint8_t *)k->steps.mapped + (uint64_t)i * STEP_BYTES, step, sizeof(*step));
-    gpu_buffer_flush(k->ctx.device, &k->steps, 0, k->steps.bytes);
+    if (!k->dry)
+        memcpy((uint8_t *)k->steps.mapped + (uint64_t)i * STEP_BYTES, step, sizeof(*step));
 }
 
 /* ---- answers ---- */
@@ -315,7 +314,7 @@ ful_result kat_record_begin(kat *k)
     if (k->dry)
         return FUL_OK;
     gpu_range image = gpu_whole(&k->image);
-    gpu_buffer_flush(k->ctx.device, &k->image, 0, k->image.bytes);
+    TRY(gpu_buffer_flush(k->ctx.device, &k->image, 0, k->image.bytes));
     if (k->input_bytes > 0)
         TRY(gpu_commands_copy(c, gpu_part(image, 0, k->input_bytes),
                               gpu_part(gpu_whole(&k->inputs), 0, k->input_bytes)));
@@ -333,6 +332,8 @@ ful_result kat_record_begin(kat *k)
 
 ful_result kat_record_end(kat *k)
 {
+    if (!k->dry)
+        TRY(gpu_buffer_flush(k->ctx.device, &k->steps, 0, k->steps.bytes));
     if (!k->dry)
         TRY(gpu_commands_copy(k->ctx.commands, gpu_part(gpu_whole(&k->results), 0, k->result_bytes),
                               gpu_part(gpu_whole(&k->readback), 0, k->result_bytes)));
@@ -410,7 +411,7 @@ ful_result kat_run(kat *k, bool spoil, double *error, double *tolerance, bool *o
     ful_device *d = k->ctx.device;
     TRY(gpu_commands_submit(k->ctx.commands));
     TRY(gpu_commands_wait(k->ctx.commands));
-    gpu_buffer_invalidate(d, &k->readback, 0, k->result_bytes);
+    TRY(gpu_buffer_invalidate(d, &k->readback, 0, k->result_bytes));
     if (spoil)
         memset((uint8_t *)k->readback.mapped + k->checks[0].at.offset, 0x77, 4);
     for (uint32_t i = 0; i < k->check_count; i++) {

@@ -129,8 +129,8 @@ static ful_result side_submit(ful_session *s, uint32_t n, size_t position,
     step_params params = session_draw_params(p, position);
     memcpy(side->step.mapped, &params, sizeof params);
     op_rope_table((uint32_t)position, 1, c->rotary_dim, c->rope_theta, side->rope.mapped);
-    gpu_buffer_flush(device, &side->step, 0, sizeof params);
-    gpu_buffer_flush(device, &side->rope, 0, (uint64_t)c->rotary_dim * 4);
+    TRY(gpu_buffer_flush(device, &side->step, 0, sizeof params));
+    TRY(gpu_buffer_flush(device, &side->rope, 0, (uint64_t)c->rotary_dim * 4));
     return gpu_commands_submit(schedule_commands(side->recorded));
 }
 
@@ -142,12 +142,12 @@ static ful_result side_wait(ful_session *s, uint32_t n)
     return r;
 }
 
-static void token_hand(ful_session *s, uint32_t n, int32_t token)
+static ful_result token_hand(ful_session *s, uint32_t n, int32_t token)
 {
     gpu_buffer *sampled = &s->ahead.sides[n].sampled;
     const uint32_t words[2] = {(uint32_t)token, 0};
     memcpy(sampled->mapped, words, sizeof words);
-    gpu_buffer_flush(s->model->device, sampled, 0, sizeof words);
+    return gpu_buffer_flush(s->model->device, sampled, 0, sizeof words);
 }
 
 static ful_result step_run(ful_session *s, int32_t token, const ful_sampler_params *p, bool more,
@@ -160,13 +160,24 @@ static ful_result step_run(ful_session *s, int32_t token, const ful_sampler_para
         s, 1)); /* nothing may fail between the step and its token's place in the list */
     TRY(ahead_create(s));
     if (!a->underway) {
-        token_hand(s, 1 - now, token);
+        TRY(token_hand(s, 1 - now, token));
         TRY(side_submit(s, now, s->token_count, p));
         a->underway = true;
     }
-    if (more)
-        TRY(side_submit(s, 1 - now, s->token_count + 1, p));
-    TRY(side_wait(s, now));
+    if (more) {
+        ful_result r = side_submit(s, 1 - now, s->token_count + 1, p);
+        if (r != FUL_OK) {
+            s->stuck = r;
+            return r;
+        }
+    }
+    ful_result r = side_wait(s, now);
+    if (r == FUL_OK)
+        r = gpu_buffer_invalidate(s->model->device, &a->sides[now].sampled, 0, 2 * sizeof *drawn);
+    if (r != FUL_OK) {
+        s->stuck = r; /* where this step reads its states, the one after it may write by now */
+        return r;
+    }
     a->next = 1 - now;
     a->underway = more;
     a->unsettled = true;
@@ -174,7 +185,6 @@ static ful_result step_run(ful_session *s, int32_t token, const ful_sampler_para
     s->stats.decode_gpu_ns += gpu_commands_span_ns(schedule_commands(s->last));
     s->has_logits = true;
     s->host_logits = false;
-    gpu_buffer_invalidate(s->model->device, &a->sides[now].sampled, 0, 2 * sizeof *drawn);
     memcpy(drawn, a->sides[now].sampled.mapped, 2 * sizeof *drawn);
     return session_append(s, &token, 1);
 }
@@ -205,13 +215,21 @@ ful_result session_ahead_step(ful_session *s, int32_t token, const ful_sampler_p
 ful_result session_ahead_end(ful_session *s)
 {
     session_ahead *a = &s->ahead;
-    ful_result r = a->underway ? side_wait(s, a->next) : FUL_OK;
     uint32_t last = 1 - a->next;
+    ful_result r = FUL_OK;
+    if (a->underway) {
+        r = side_wait(s, a->next);
+        ful_result other = side_wait(s, last); /* under way after an error only */
+        r = r != FUL_OK ? r : other;
+    }
     bool unsettled = a->unsettled;
     a->underway = a->unsettled = false;
     a->next = 0;
-    if (r != FUL_OK || !unsettled)
-        return r;
-    TRY(gpu_commands_submit(a->sides[last].settle));
-    return gpu_commands_wait(a->sides[last].settle);
+    if (r == FUL_OK && unsettled)
+        r = gpu_commands_submit(a->sides[last].settle);
+    if (r == FUL_OK && unsettled)
+        r = gpu_commands_wait(a->sides[last].settle);
+    if (r != FUL_OK)
+        s->stuck = r;
+    return r;
 }

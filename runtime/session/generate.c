@@ -36,12 +36,13 @@ static ful_result decode_and_sample(ful_session *s, int32_t token, const ful_sam
 {
     uint64_t start = time_ns(), waited = s->wait_ns;
     TRY(session_check_tokens(s, &token, 1));
+    TRY(session_reserve(s, 1));
     session_step step = {
         .kind = SCHEDULE_DECODE, .sample = true, .params = session_draw_params(p, s->token_count)};
     TRY(session_run(s, &token, 1, &step));
     TRY(session_append(s, &token, 1));
     uint32_t drawn[2];
-    gpu_buffer_invalidate(s->model->device, &s->io.sampled, 0, sizeof drawn);
+    TRY(gpu_buffer_invalidate(s->model->device, &s->io.sampled, 0, sizeof drawn));
     memcpy(drawn, s->io.sampled.mapped, sizeof drawn);
     uint64_t ns = time_ns() - start;
     s->stats.decode_tokens++;

@@ -49,7 +49,9 @@ ful_result ful_prefill_routes(ful_session *session, const int32_t *tokens, size_
         uint32_t take = left < s->chunk_tokens ? (uint32_t)left : s->chunk_tokens;
         /* Also of the last layer, whose routes a chunk without logits would not need. */
         session_step step = {.kind = SCHEDULE_PREFILL};
-        r = session_run(s, tokens + l.row, take, &step);
+        r = session_reserve(s, take);
+        if (r == FUL_OK)
+            r = session_run(s, tokens + l.row, take, &step);
         if (r == FUL_OK)
             r = session_append(s, tokens + l.row, take);
         l.row += take;

@@ -161,8 +161,11 @@ ful_result ful_session_reset(ful_session *session)
     if (!session)
         return fail(FUL_ERR_ARGUMENT, "ful_session_reset: session must not be NULL");
     session->token_count = 0;
-    session->failed = session->has_logits = session->host_logits = false;
-    return session_clear_state(session);
+    session->has_logits = session->host_logits = false;
+    ful_result r = session_clear_state(session);
+    session->stuck = r;
+    session->failed = session->failed && r != FUL_OK;
+    return r;
 }
 
 size_t ful_session_tokens(const ful_session *session, const int32_t **tokens)
@@ -195,8 +198,8 @@ static ful_result find_schedule(ful_session *s, schedule_kind kind, uint32_t row
     return FUL_OK;
 }
 
-static void write_inputs(ful_session *s, const int32_t *tokens, uint32_t n,
-                         const session_step *step)
+static ful_result write_inputs(ful_session *s, const int32_t *tokens, uint32_t n,
+                               const session_step *step)
 {
     const model_config *c = &s->model->config;
     ful_device *device = s->model->device;
@@ -207,9 +210,17 @@ static void write_inputs(ful_session *s, const int32_t *tokens, uint32_t n,
     memcpy(s->io.step.mapped, &params, sizeof params);
     memcpy(s->io.tokens.mapped, tokens, n * sizeof *tokens);
     op_rope_table(params.position, n, c->rotary_dim, c->rope_theta, s->io.rope.mapped);
-    gpu_buffer_flush(device, &s->io.step, 0, sizeof params);
-    gpu_buffer_flush(device, &s->io.tokens, 0, n * sizeof *tokens);
-    gpu_buffer_flush(device, &s->io.rope, 0, (uint64_t)n * c->rotary_dim * 4);
+    TRY(gpu_buffer_flush(device, &s->io.step, 0, sizeof params));
+    TRY(gpu_buffer_flush(device, &s->io.tokens, 0, n * sizeof *tokens));
+    return gpu_buffer_flush(device, &s->io.rope, 0, (uint64_t)n * c->rotary_dim * 4);
+}
+
+/* Part of a step may have run, on states that it reads and writes. */
+static ful_result stuck_note(ful_session *s, ful_result r)
+{
+    if (r != FUL_OK)
+        s->stuck = r;
+    return r;
 }
 
 ful_result session_run(ful_session *s, const int32_t *tokens, uint32_t n, const session_step *step)
@@ -218,14 +229,14 @@ ful_result session_run(ful_session *s, const int32_t *tokens, uint32_t n, const 
     schedule_kind kind =
         rows == 1 && step->kind != SCHEDULE_PREFILL_ALL ? SCHEDULE_DECODE : step->kind;
     TRY(session_ahead_end(s));
-    write_inputs(s, tokens, n, step);
+    TRY(write_inputs(s, tokens, n, step));
     if (s->tap) {
-        TRY(schedule_run_tapped(s->model, kind, rows, &s->io, &s->state, s->tap));
+        TRY(stuck_note(s, schedule_run_tapped(s->model, kind, rows, &s->io, &s->state, s->tap)));
     } else {
         TRY(find_schedule(s, kind, rows, step->sample, &s->last));
-        TRY(gpu_commands_submit(schedule_commands(s->last)));
+        TRY(stuck_note(s, gpu_commands_submit(schedule_commands(s->last))));
         uint64_t waiting = time_ns();
-        TRY(gpu_commands_wait(schedule_commands(s->last)));
+        TRY(stuck_note(s, gpu_commands_wait(schedule_commands(s->last))));
         s->wait_ns += time_ns() - waiting;
         *(kind == SCHEDULE_DECODE ? &s->stats.decode_gpu_ns : &s->stats.prefill_gpu_ns) +=
             gpu_commands_span_ns(schedule_commands(s->last));
@@ -233,7 +244,8 @@ ful_result session_run(ful_session *s, const int32_t *tokens, uint32_t n, const 
     s->has_logits = kind != SCHEDULE_PREFILL_NONE;
     s->host_logits = false;
     if (s->has_logits && !step->sample)
-        gpu_buffer_invalidate(s->model->device, &s->io.readback, 0, s->io.readback.bytes);
+        TRY(stuck_note(
+            s, gpu_buffer_invalidate(s->model->device, &s->io.readback, 0, s->io.readback.bytes)));
     return FUL_OK;
 }
 
@@ -253,11 +265,22 @@ ful_result session_append(ful_session *s, const int32_t *tokens, size_t n)
     return FUL_OK;
 }
 
+ful_result session_check_states(const ful_session *s)
+{
+    if (s->failed)
+        return fail(FUL_ERR_NOT_FINITE, "the session's logits became not finite; reset it first");
+    if (s->stuck == FUL_ERR_DEVICE_LOST)
+        return fail(s->stuck, "the session's device was lost in a step; close and reopen it");
+    if (s->stuck != FUL_OK)
+        return fail(s->stuck, "a step of the session stopped halfway with %s; reset it first",
+                    ful_result_name(s->stuck));
+    return FUL_OK;
+}
+
 ful_result session_check_tokens(const ful_session *s, const int32_t *tokens, size_t n)
 {
     uint32_t vocab = s->model->config.vocab_size;
-    if (s->failed)
-        return fail(FUL_ERR_NOT_FINITE, "the session's logits became not finite; reset it first");
+    TRY(session_check_states(s));
     if (n > s->max_tokens || s->token_count > s->max_tokens - n)
         return fail(FUL_ERR_CONTEXT_FULL,
                     "%zu tokens more would exceed the session's max_tokens of %zu (%zu used)", n,
@@ -294,6 +317,8 @@ static bool copy_finite(float *out, const float *row, uint32_t n)
 ful_result session_fetch_logits(ful_session *s)
 {
     uint32_t vocab = s->model->config.vocab_size;
+    if (s->stuck != FUL_OK)
+        return session_check_states(s);
     if (s->host_logits)
         return FUL_OK;
     if (!s->has_logits)
@@ -370,6 +395,7 @@ static ful_result prefill(ful_session *s, const int32_t *tokens, size_t n, ful_l
         session_step step = {.kind = fn    ? SCHEDULE_PREFILL_ALL
                                      : end ? SCHEDULE_PREFILL
                                            : SCHEDULE_PREFILL_NONE};
+        TRY(session_reserve(s, take)); /* nothing may fail between a step and its tokens' places */
         TRY(session_run(s, tokens + at, take, &step));
         TRY(session_append(s, tokens + at, take));
         s->stats.prefill_tokens += take;
@@ -407,6 +433,7 @@ ful_result ful_decode(ful_session *session, int32_t token)
     ful_session *s = session;
     uint64_t start = time_ns(), waited = s->wait_ns;
     TRY(session_check_tokens(s, &token, 1));
+    TRY(session_reserve(s, 1));
     session_step step = {.kind = SCHEDULE_DECODE};
     TRY(session_run(s, &token, 1, &step));
     TRY(session_append(s, &token, 1));

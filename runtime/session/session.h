@@ -48,6 +48,7 @@ struct ful_session {
     int32_t *tokens;
     size_t token_count, token_capacity;
     bool failed;      /* logits became not finite: reset first */
+    ful_result stuck; /* not FUL_OK: why a step stopped halfway; nobody knows the states: reset */
     bool has_logits;  /* of the last token, on the device */
     bool host_logits; /* ... and in `logits` */
     float *logits;    /* [vocab] */
@@ -87,6 +88,8 @@ step_params session_draw_params(const ful_sampler_params *p, size_t position);
 /* Makes room for so many tokens more; appends to the list of tokens. */
 ful_result session_reserve(ful_session *s, size_t n);
 ful_result session_append(ful_session *s, const int32_t *tokens, size_t n);
+/* An error if the states can't be relied on. */
+ful_result session_check_states(const ful_session *s);
 ful_result session_check_tokens(const ful_session *s, const int32_t *tokens, size_t n);
 /* Zeroes the states; keys need none. */
 ful_result session_clear_state(ful_session *s);

@@ -407,7 +407,7 @@ static void test_uniform(void **state)
         for (uint32_t i = 0; i < 16; i++)
             words[i] = 1000 * round + 10 * i;
         memcpy(step.mapped, words, sizeof(words));
-        gpu_buffer_flush(device, &step, 0, sizeof(words));
+        GPU_OK(gpu_buffer_flush(device, &step, 0, sizeof(words)));
         run(c);
         for (uint32_t i = 0; i < 64; i += 7)
             assert_int_equal(word_at(&o, i), 1000 * round + 10 * (i % 8) + i);
