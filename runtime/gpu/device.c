@@ -176,6 +176,56 @@ static ful_result device_choose(const ful_instance *in, const ful_device_params 
     return FUL_OK;
 }
 
+/* What is there without `features`. */
+static ful_caps caps_without(ful_caps caps, uint32_t features)
+{
+    caps_remove(features, &caps);
+    /* A size that neither the host nor the device fixes is none to count on. */
+    if (!(caps.features & FUL_FEATURE_SUBGROUP_SIZE) && caps.subgroup_min != caps.subgroup_max)
+        caps_remove(FUL_FEATURE_SUBGROUP, &caps);
+    return caps;
+}
+
+static void reduced_tell(const ful_device *d, uint32_t features, VkResult r)
+{
+    char names[200] = "";
+    for (uint32_t bit = 1; bit <= features && bit != 0; bit <<= 1)
+        if (features & bit) {
+            size_t used = strlen(names);
+            snprintf(names + used, sizeof(names) - used, "%s%s", used ? ", " : "",
+                     ful_feature_name(bit));
+        }
+    log_write(&d->instance->log, FUL_LOG_WARNING,
+              "device %s: vkCreateDevice failed with %s (%d), though all that was asked for is "
+              "listed: going on without %s",
+              d->info.name, vk_result_name(r), (int)r, names);
+}
+
+/* Some drivers list what they then refuse: newer features go first, then all but the floor. */
+static VkResult device_create_reduced(ful_device *d)
+{
+    static const uint32_t last[] = {
+        FUL_FEATURE_COOPMAT | FUL_FEATURE_COOPMAT2 | FUL_FEATURE_INT_DOT |
+            FUL_FEATURE_BUFFER_ADDRESS | FUL_FEATURE_TIMELINE | FUL_FEATURE_MEMORY_BUDGET |
+            FUL_FEATURE_SUBGROUP_SIZE,
+        FUL_FEATURE_FP16 | FUL_FEATURE_INT8 | FUL_FEATURE_STORAGE16 | FUL_FEATURE_STORAGE8};
+    VkResult first = facts_create_device(&d->facts, &d->info.caps, &d->vk), r = first;
+    ful_caps caps = d->info.caps;
+    for (size_t i = 0; i < sizeof(last) / sizeof(last[0]); i++) {
+        uint32_t before = caps.features;
+        if (vk_result_code(r) != FUL_ERR_UNSUPPORTED || r == VK_SUCCESS)
+            break;
+        caps = caps_without(caps, last[i]);
+        if (caps.features != before)
+            r = facts_create_device(&d->facts, &caps, &d->vk);
+    }
+    if (r == VK_SUCCESS && first != VK_SUCCESS) {
+        reduced_tell(d, d->info.caps.features & ~caps.features, first);
+        d->info.caps = caps;
+    }
+    return r == VK_SUCCESS || vk_result_code(r) != FUL_ERR_UNSUPPORTED ? r : first;
+}
+
 static ful_result device_create_vulkan(ful_device *d)
 {
     if (d->info.built_in) {
@@ -188,7 +238,7 @@ static ful_result device_create_vulkan(ful_device *d)
         VkResult made = d->fn.vkCreateFence(d->vk, &idle, NULL, &d->idle_fence);
         return made == VK_SUCCESS ? FUL_OK : vk_fail(d, made, "creating a fence");
     }
-    VkResult r = facts_create_device(&d->facts, &d->info.caps, &d->vk);
+    VkResult r = device_create_reduced(d);
     if (r != VK_SUCCESS) {
         d->vk = VK_NULL_HANDLE;
         return fail(vk_result_code(r), "device %s: vkCreateDevice failed with %s (%d)",

@@ -198,6 +198,8 @@ void gpu_module_set_trust(ful_device *device, const char *module, gpu_trust trus
 /* A family is a module, or all that differ from each other in the type of the weights only: the
  * name without _f32, _f16, _bf16. */
 void gpu_family_set_trust(ful_device *device, const char *family, gpu_trust trust);
+/* The family of a module; ops choose families. */
+void gpu_relatives_set_trust(ful_device *device, const char *module, gpu_trust trust);
 /* Leaves a family out for now, whatever its verdict, and ends that for all. Nothing else may use
  * the device meanwhile. */
 void gpu_family_hide(ful_device *device, const char *family);

@@ -193,7 +193,8 @@ bool processor_serves(const ful_device *device, const char *module);
 ful_result processor_pipeline(ful_device *device, const gpu_pipeline_desc *desc,
                               gpu_pipeline **out);
 typedef struct processor_step {
-    gpu_dispatch dispatch; /* but for its push constants: */
+    gpu_dispatch dispatch; /* but for what it points to: */
+    gpu_buffer buffers[GPU_MAX_BUFFERS], uniform, indirect;
     uint64_t push[CPU_PUSH_BYTES / 8];
     uint64_t ns; /* that it took last */
 } processor_step;

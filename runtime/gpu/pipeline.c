@@ -161,7 +161,7 @@ static ful_result compile_fail(ful_device *d, const gpu_pipeline *p, VkResult r)
                         : r == VK_ERROR_DEVICE_LOST          ? FUL_ERR_DEVICE_LOST
                                                              : FUL_ERR_UNSUPPORTED;
     if (result == FUL_ERR_UNSUPPORTED && m && m->code == p->code)
-        gpu_module_set_trust(d, p->name, GPU_TRUST_REFUSED);
+        gpu_relatives_set_trust(d, p->name, GPU_TRUST_REFUSED);
     return fail_context(result, "shader %s", p->name);
 }
 

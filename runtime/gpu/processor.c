@@ -41,8 +41,10 @@ ful_result processor_pipeline(ful_device *device, const gpu_pipeline_desc *desc,
     return FUL_OK;
 }
 
-static ful_result mapped_check(const gpu_dispatch *d, gpu_range r)
+/* As a command buffer does, a step keeps what it needs of a buffer, whose gpu_buffer may move. */
+static ful_result buffer_keep(const gpu_dispatch *d, gpu_range r, gpu_buffer *out)
 {
+    *out = r.buffer ? *r.buffer : (gpu_buffer){.vk = VK_NULL_HANDLE};
     if (r.buffer && !r.buffer->mapped)
         return fail(FUL_ERR_SELFTEST,
                     "%s: shader %s can't be trusted, and buffer %s is out of the processor's reach",
@@ -55,10 +57,10 @@ ful_result processor_step_make(const gpu_dispatch *d, processor_step *step)
     const gpu_pipeline_desc *p = &d->pipeline->desc;
     *step = (processor_step){.dispatch = *d};
     for (uint32_t i = 0; i < p->buffer_count; i++)
-        TRY(mapped_check(d, d->buffers[i]));
+        TRY(buffer_keep(d, d->buffers[i], &step->buffers[i]));
     if (p->uniform)
-        TRY(mapped_check(d, d->uniform));
-    TRY(mapped_check(d, d->indirect));
+        TRY(buffer_keep(d, d->uniform, &step->uniform));
+    TRY(buffer_keep(d, d->indirect, &step->indirect));
     if (p->push_bytes > sizeof(step->push))
         return fail(FUL_ERR_ARGUMENT, "%s: %u push bytes", d->label, (unsigned)p->push_bytes);
     if (p->push_bytes)
@@ -67,13 +69,10 @@ ful_result processor_step_make(const gpu_dispatch *d, processor_step *step)
 }
 
 /* Where a range begins, after the device's writes became visible. */
-static ful_result reach(ful_device *device, gpu_range r, void **out)
+static ful_result reach(ful_device *device, const gpu_buffer *b, gpu_range r, void **out)
 {
-    *out = NULL;
-    if (!r.buffer)
-        return FUL_OK;
-    TRY(gpu_buffer_invalidate(device, r.buffer, r.offset, r.bytes));
-    *out = (char *)r.buffer->mapped + r.offset;
+    TRY(gpu_buffer_invalidate(device, b, r.offset, r.bytes));
+    *out = (char *)b->mapped + r.offset;
     return FUL_OK;
 }
 
@@ -82,21 +81,25 @@ ful_result processor_run(ful_device *device, processor_step *step)
     const gpu_dispatch *d = &step->dispatch;
     const gpu_pipeline_desc *p = &d->pipeline->desc;
     uint64_t begin = time_ns();
-    const gpu_range none = {NULL, 0, 0};
     cpu_call call = {.constant = p->spec, .push = step->push};
     for (uint32_t i = 0; i < p->buffer_count; i++)
-        TRY(reach(device, d->buffers[i], &call.buffer[i]));
-    void *step_at, *groups;
-    TRY(reach(device, p->uniform ? d->uniform : none, &step_at));
-    TRY(reach(device, d->indirect.buffer ? gpu_part(d->indirect, 0, 12) : none, &groups));
-    call.step = step_at;
-    memcpy(call.groups, groups ? groups : d->groups, sizeof(call.groups));
+        TRY(reach(device, &step->buffers[i], d->buffers[i], &call.buffer[i]));
+    void *at;
+    if (p->uniform) {
+        TRY(reach(device, &step->uniform, d->uniform, &at));
+        call.step = at;
+    }
+    memcpy(call.groups, d->groups, sizeof(call.groups));
+    if (step->indirect.mapped) {
+        TRY(reach(device, &step->indirect, gpu_part(d->indirect, 0, 12), &at));
+        memcpy(call.groups, at, sizeof(call.groups));
+    }
     mutex_lock(device->queue_lock);
     cpu_dispatch(device->processor, (const cpu_kernel *)(const void *)d->pipeline->code, &call);
     mutex_unlock(device->queue_lock);
     for (uint32_t i = 0; i < p->buffer_count; i++)
         if ((d->writes | d->updates) >> i & 1)
-            TRY(gpu_buffer_flush(device, d->buffers[i].buffer, d->buffers[i].offset,
+            TRY(gpu_buffer_flush(device, &step->buffers[i], d->buffers[i].offset,
                                  d->buffers[i].bytes));
     step->ns = time_ns() - begin;
     return FUL_OK;

@@ -105,6 +105,22 @@ void gpu_family_set_trust(ful_device *device, const char *family, gpu_trust trus
             gpu_module_set_trust(device, shader_modules[i].name, trust);
 }
 
+void gpu_relatives_set_trust(ful_device *device, const char *module, gpu_trust trust)
+{
+    char family[64];
+    int n = snprintf(family, sizeof(family), "%s", module);
+    if (n < 0 || (size_t)n >= sizeof(family))
+        return;
+    size_t all = (size_t)n;
+    for (int i = 0; i < SUFFIXES; i++) {
+        size_t bytes = strlen(type_suffixes[i]);
+        if (all > bytes && strcmp(module + all - bytes, type_suffixes[i]) == 0)
+            family[all - bytes] = 0;
+    }
+    gpu_module_set_trust(device, module, trust);
+    gpu_family_set_trust(device, family, trust);
+}
+
 void gpu_family_hide(ful_device *device, const char *family)
 {
     for (uint32_t i = 0; i < shader_module_count; i++)

@@ -20,6 +20,7 @@ static void note(void *ctx, ful_log_level level, const char *message)
     if (level > FUL_LOG_WARNING || strncmp(message, "vulkan: ", 8) == 0)
         return;
     s->warnings++;
+    s->seen = s->seen || (s->watched != NULL && strstr(message, s->watched) != NULL);
     snprintf(s->warning, sizeof s->warning, "%s", message);
 }
 
@@ -140,7 +141,7 @@ void story_run(story *s)
     objects o = {NULL, NULL, NULL, NULL};
     s->text.count = s->warnings = 0;
     s->warning[0] = s->line[0] = 0;
-    s->went_on = false;
+    s->went_on = s->seen = false;
     if (s->faults != NULL)
         fault_vulkan_begin(s->faults);
     s->result = tell(s, &o);

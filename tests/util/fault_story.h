@@ -22,6 +22,7 @@ typedef struct story {
     bool selftest;
     bool incoherent;        /* as if host writes had to be flushed */
     const char *cache_dir;  /* NULL: no cache */
+    const char *watched;    /* NULL, or what a warning should say */
     const story_text *want; /* NULL: not known yet */
 
     /* ---- how it went ---- */
@@ -32,6 +33,7 @@ typedef struct story {
     bool went_on;      /* the same session gave the right text later */
     char warning[400]; /* the log's last */
     int warnings;
+    bool seen; /* what was watched */
 } story;
 
 /* Fails the running test where a text is wrong, an object or an allocation is left, or validation
