@@ -10,15 +10,17 @@ typedef union block {
 
 static bool fails(fault_alloc *f)
 {
-    bool now = ++f->calls == f->fail_at;
-    f->failed |= now;
+    bool now = atomic_fetch_add(&f->calls, 1) + 1 == f->fail_at;
+    if (now)
+        atomic_store(&f->failed, true);
     return now;
 }
 
 static void *fault_malloc(void *ctx, size_t bytes)
 {
     fault_alloc *f = ctx;
-    f->broken |= bytes == 0;
+    if (bytes == 0)
+        atomic_store(&f->broken, true);
     if (fails(f) || bytes > SIZE_MAX - sizeof(block))
         return NULL;
     block *b = malloc(sizeof *b + bytes);
