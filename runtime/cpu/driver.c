@@ -6,6 +6,10 @@
 
 #include "cpu/cpu_internal.h"
 
+#if defined(CPU_HAS_AVX2)
+#include <cpuid.h>
+#endif
+
 /* ---- kernels ---- */
 
 /* FULGUR_AVX2=0: as on a processor without. */
@@ -15,7 +19,9 @@ static bool avx2_usable(void)
     const char *text = getenv("FULGUR_AVX2");
     if (text && strcmp(text, "0") == 0)
         return false;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    unsigned a, b, c = 0, d;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
 #else
     return false;
 #endif

@@ -2,7 +2,7 @@
  * layouts. */
 #include "cpu/kernels/simd.h"
 
-enum { MOST_DIM = 256, MOST_ROWS = 64, KEYS = 16 };
+enum { MOST_DIM = 256, MOST_ROWS = 64, KEYS = 16, HELD_ROWS = 8 };
 #define LOWEST (-3.4028234e38f)
 
 /* ---- rotating, and appending to the cache ---- */
@@ -116,8 +116,8 @@ INLINE void keys_load(const cpu_call *c, uint32_t token0, uint32_t count, uint32
             float *to = (part == 0 ? b->keys : b->values) + k * dim;
             if (half) {
                 for (uint32_t d = 0; d < dim; d += LANES)
-                    store8(to + d,
-                           half8((const uint16_t *)(const void *)token + (size_t)slot * dim + d));
+                    vec_store(to + d, vec_half((const uint16_t *)(const void *)token +
+                                               (size_t)slot * dim + d));
                 (part == 0 ? b->key_scale : b->value_scale)[k] = float_of(token[s[5] * dim + slot]);
             } else {
                 memcpy(to, (const float *)(const void *)token + (size_t)slot * dim,
@@ -138,16 +138,16 @@ INLINE void keys_add(const key_block *b, uint32_t seen, uint32_t dim, bool half,
     for (uint32_t k = 0; k < KEYS; k++)
         score[k] = LOWEST;
     for (uint32_t k = 0; k < seen; k++) {
-        f32x8 sum = all8(0.0f);
+        f32xn sum = vec_all(0.0f);
         for (uint32_t d = 0; d < dim; d += LANES)
-            sum += load8(q + d) * load8(b->keys + k * dim + d);
-        score[k] = half ? sum8(sum) * b->key_scale[k] : sum8(sum);
+            sum += vec_load(q + d) * vec_load(b->keys + k * dim + d);
+        score[k] = half ? vec_sum(sum) * b->key_scale[k] : vec_sum(sum);
         top = score[k] > top ? score[k] : top;
     }
     float keep = exp2f(row->top - top);
     row->top = top;
     for (uint32_t k = 0; k < KEYS; k += LANES)
-        store8(score + k, exp2_8(load8(score + k) - top));
+        vec_store(score + k, vec_exp2(vec_load(score + k) - top));
     float weight = row->weight * keep;
     for (uint32_t k = 0; k < seen; k++) {
         weight += score[k];
@@ -156,10 +156,10 @@ INLINE void keys_add(const key_block *b, uint32_t seen, uint32_t dim, bool half,
     }
     row->weight = weight;
     for (uint32_t d = 0; d < dim; d += LANES) {
-        f32x8 o = load8(row->o + d) * keep;
+        f32xn o = vec_load(row->o + d) * keep;
         for (uint32_t k = 0; k < seen; k++)
-            o += load8(b->values + k * dim + d) * score[k];
-        store8(row->o + d, o);
+            o += vec_load(b->values + k * dim + d) * score[k];
+        vec_store(row->o + d, o);
     }
 }
 
@@ -184,11 +184,11 @@ INLINE void attend(const cpu_call *c, uint32_t tile, uint32_t kv_head, uint32_t 
     uint32_t end = least(share_end, p->first_token + p->token_count);
     if (begin >= end)
         return;
-    for (uint32_t from = 0; from < count; from += LANES) { /* rows that are held at once */
-        uint32_t some = least(count - from, LANES);
-        softmax_row held[LANES];
-        _Alignas(32) float q[LANES][MOST_DIM];
-        float *carry[LANES];
+    for (uint32_t from = 0; from < count; from += HELD_ROWS) {
+        uint32_t some = least(count - from, HELD_ROWS);
+        softmax_row held[HELD_ROWS];
+        _Alignas(32) float q[HELD_ROWS][MOST_DIM];
+        float *carry[HELD_ROWS];
         for (uint32_t r = 0; r < some; r++) {
             uint32_t pair = first_pair + from + r, row = pair / group;
             uint32_t head = kv_head * group + pair % group;
@@ -278,7 +278,7 @@ DECLARE(attention_merge)
             float keep = exp2f(part[dim] - top);
             weight += keep * part[dim + 1];
             for (uint32_t d = 0; d < dim; d += LANES)
-                store8(o + d, load8(o + d) + load8(part + d) * keep);
+                vec_store(o + d, vec_load(o + d) + vec_load(part + d) * keep);
         }
         for (uint32_t d = 0; d < dim; d++)
             out[d] = o[d] / weight;

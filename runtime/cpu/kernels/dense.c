@@ -53,15 +53,15 @@ typedef struct norm_push {
 INLINE void norm_row(const norm_push *p, const float *a, const float *b, const float *gate,
                      const float *weight, float *out)
 {
-    f32x8 sum = all8(0.0f);
+    f32xn sum = vec_all(0.0f);
     float rest = 0.0f;
     uint32_t i = 0;
     for (; i + LANES <= p->dim; i += LANES) {
-        f32x8 x = gate ? load8(a + i) : load8(a + i) * p->alpha;
+        f32xn x = gate ? vec_load(a + i) : vec_load(a + i) * p->alpha;
         if (b)
-            x += load8(b + i) * p->beta;
+            x += vec_load(b + i) * p->beta;
         sum += x * x;
-        store8(out + i, x);
+        vec_store(out + i, x);
     }
     for (; i < p->dim; i++) {
         float x = gate ? a[i] : a[i] * p->alpha;
@@ -70,16 +70,16 @@ INLINE void norm_row(const norm_push *p, const float *a, const float *b, const f
         rest += x * x;
         out[i] = x;
     }
-    float total = sum8(sum) + rest;
+    float total = vec_sum(sum) + rest;
     /* A row whose sum is not finite becomes NaN. */
     float inverse = (bits_of(total) & 0x7f800000u) == 0x7f800000u
                         ? float_of(0x7fc00000u)
                         : 1.0f / sqrtf(total / (float)p->dim + p->eps);
     for (i = 0; i + LANES <= p->dim; i += LANES) {
-        f32x8 factor = load8(weight + i);
+        f32xn factor = vec_load(weight + i);
         if (gate)
-            factor *= load8(gate + i);
-        store8(out + i, load8(out + i) * inverse * factor);
+            factor *= vec_load(gate + i);
+        vec_store(out + i, vec_load(out + i) * inverse * factor);
     }
     for (; i < p->dim; i++)
         out[i] = out[i] * inverse * (gate ? weight[i] * gate[i] : weight[i]);
@@ -148,15 +148,15 @@ INLINE void activate(uint32_t act, uint32_t split, uint32_t n0, uint32_t count, 
         for (uint32_t n = 0; n < count; n++)
             for (uint32_t p = 0; p < parts; p++) {
                 float *at = sums + n * PRODUCT_ROWS + p * LANES;
-                f32x8 y = load8(at), g = sigmoid8(y);
-                store8(at, n0 + n < split ? y * g : g);
+                f32xn y = vec_load(at), g = vec_sigmoid(y);
+                vec_store(at, n0 + n < split ? y * g : g);
             }
     } else if (act == ACT_SWIGLU) {
         for (uint32_t n = 0; n < count / 2; n++)
             for (uint32_t p = 0; p < parts; p++) {
                 const float *from = sums + 2 * n * PRODUCT_ROWS + p * LANES;
-                f32x8 y = silu8(load8(from)) * load8(from + PRODUCT_ROWS);
-                store8(sums + n * PRODUCT_ROWS + p * LANES, y);
+                f32xn y = vec_silu(vec_load(from)) * vec_load(from + PRODUCT_ROWS);
+                vec_store(sums + n * PRODUCT_ROWS + p * LANES, y);
             }
     }
 }
@@ -171,7 +171,7 @@ INLINE void activate_one(uint32_t act, uint32_t split, uint32_t n0, uint32_t cou
         y[n] = 0.0f;
     if (act == ACT_SILU_SIGMOID) {
         for (uint32_t n = 0; n < count; n += LANES) {
-            f32x8 v = load8(y + n), g = sigmoid8(v);
+            f32xn v = vec_load(y + n), g = vec_sigmoid(v);
             for (uint32_t i = 0; i < LANES; i++)
                 y[n + i] = n0 + n + i < split ? v[i] * g[i] : g[i];
         }
@@ -183,7 +183,7 @@ INLINE void activate_one(uint32_t act, uint32_t split, uint32_t n0, uint32_t cou
             odd[n] = n < count ? y[2 * n + 1] : 0.0f;
         }
         for (uint32_t n = 0; n < count; n += LANES)
-            store8(y + n, silu8(load8(even + n)) * load8(odd + n));
+            vec_store(y + n, vec_silu(vec_load(even + n)) * vec_load(odd + n));
     }
     for (uint32_t n = 0; n < count; n++)
         sums[n * PRODUCT_ROWS] = y[n];

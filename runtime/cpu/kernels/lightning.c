@@ -6,10 +6,10 @@ enum { DECAY_STRIDE = 264, FADE_AT = 132, MOST_DIM = 256, MOST_BLOCK = 16 };
 
 INLINE float dot(const float *a, const float *b, uint32_t n) /* n: a multiple of LANES */
 {
-    f32x8 sum = all8(0.0f);
+    f32xn sum = vec_all(0.0f);
     for (uint32_t i = 0; i < n; i += LANES)
-        sum += load8(a + i) * load8(b + i);
-    return sum8(sum);
+        sum += vec_load(a + i) * vec_load(b + i);
+    return vec_sum(sum);
 }
 
 typedef struct scores_push {
@@ -60,52 +60,52 @@ typedef struct walk_block {
 
 /* q S of `tokens` tokens from number t on. */
 INLINE void from_state(const walk_block *b, uint32_t t, const uint32_t tokens, const float *state,
-                       f32x8 *out)
+                       f32xn *out)
 {
-    f32x8 sum[4];
+    f32xn sum[4];
     const float *q = b->q + t * b->stride;
-    UNROLL for (uint32_t i = 0; i < tokens; i++) sum[i] = all8(0.0f);
+    UNROLL for (uint32_t i = 0; i < tokens; i++) sum[i] = vec_all(0.0f);
     for (uint32_t d = 0; d < b->dim; d++) {
-        f32x8 s = load8(state + d * LANES);
+        f32xn s = vec_load(state + d * LANES);
         UNROLL for (uint32_t i = 0; i < tokens; i++) sum[i] += s * q[i * b->stride + d];
     }
     UNROLL for (uint32_t i = 0; i < tokens; i++) out[t + i] = sum[i];
 }
 
 /* Four rows of the state at a time: S += fade S + k^T v of all tokens. */
-INLINE void state_add(const walk_block *b, const f32x8 *weighted, float *state)
+INLINE void state_add(const walk_block *b, const f32xn *weighted, float *state)
 {
     float fade = b->factors[2 * b->block_tokens];
     for (uint32_t d = 0; d < b->dim; d += 4) {
-        f32x8 sum[4];
+        f32xn sum[4];
         UNROLL for (uint32_t i = 0; i < 4; i++)
         {
-            f32x8 s = load8(state + (d + i) * LANES);
+            f32xn s = vec_load(state + (d + i) * LANES);
             sum[i] = s + s * fade;
         }
         for (uint32_t t = 0; t < b->tokens; t++) {
             const float *k = b->k + t * b->stride + d;
             UNROLL for (uint32_t i = 0; i < 4; i++) sum[i] += weighted[t] * k[i];
         }
-        UNROLL for (uint32_t i = 0; i < 4; i++) store8(state + (d + i) * LANES, sum[i]);
+        UNROLL for (uint32_t i = 0; i < 4; i++) vec_store(state + (d + i) * LANES, sum[i]);
     }
 }
 
 INLINE void walk_one(const walk_block *b, float *state, size_t out_stride, float *out)
 {
-    f32x8 inter[MOST_BLOCK + 4], v[MOST_BLOCK], weighted[MOST_BLOCK];
+    f32xn inter[MOST_BLOCK + 4], v[MOST_BLOCK], weighted[MOST_BLOCK];
     uint32_t t = 0;
     for (; t + 4 <= b->tokens; t += 4)
         from_state(b, t, 4, state, inter);
     for (; t < b->tokens; t++)
         from_state(b, t, 1, state, inter);
     for (t = 0; t < b->tokens; t++) {
-        v[t] = load8(b->v + t * b->stride);
+        v[t] = vec_load(b->v + t * b->stride);
         weighted[t] = v[t] * b->factors[b->block_tokens + t];
-        f32x8 o = inter[t] * b->factors[t];
+        f32xn o = inter[t] * b->factors[t];
         for (uint32_t j = 0; j <= t; j++) /* later tokens may be NaN */
             o += v[j] * b->scores[t * b->block_tokens + j];
-        store8(out + t * out_stride, o);
+        vec_store(out + t * out_stride, o);
     }
     state_add(b, weighted, state);
 }
@@ -129,7 +129,7 @@ DECLARE(lightning_walk)
             _Alignas(64) float state[MOST_DIM * LANES];
             float *stored = (float *)c->buffer[1] + (size_t)head * dim * dim + column;
             for (uint32_t d = 0; d < dim; d++)
-                store8(state + d * LANES, load8(stored + (size_t)d * dim));
+                vec_store(state + d * LANES, vec_load(stored + (size_t)d * dim));
             for (uint32_t start = 0; start < rows; start += block_tokens) {
                 const float *scores = (const float *)c->buffer[0] +
                                       (start / block_tokens * (size_t)p->head_count + head) * s[4];
@@ -146,7 +146,7 @@ DECLARE(lightning_walk)
                 walk_one(&b, state, p->out_stride, out + (size_t)start * p->out_stride + column);
             }
             for (uint32_t d = 0; d < dim; d++)
-                store8(stored + (size_t)d * dim, load8(state + d * LANES));
+                vec_store(stored + (size_t)d * dim, vec_load(state + d * LANES));
         }
     }
 }
@@ -160,23 +160,23 @@ INLINE void decode_columns(const float *q, uint32_t dim, float fade, uint32_t co
                            const uint32_t parts, float *state, float *out)
 {
     const float *k = q + dim;
-    f32x8 v[4], o[4];
+    f32xn v[4], o[4];
     UNROLL for (uint32_t i = 0; i < parts; i++)
     {
-        v[i] = load8(q + 2 * dim + column + i * LANES);
-        o[i] = all8(0.0f);
+        v[i] = vec_load(q + 2 * dim + column + i * LANES);
+        o[i] = vec_all(0.0f);
     }
     for (uint32_t d = 0; d < dim; d++) {
         float *row = state + (size_t)d * dim + column;
         UNROLL for (uint32_t i = 0; i < parts; i++)
         {
-            f32x8 s = load8(row + i * LANES);
+            f32xn s = vec_load(row + i * LANES);
             s += s * fade + v[i] * k[d];
-            store8(row + i * LANES, s);
+            vec_store(row + i * LANES, s);
             o[i] += s * q[d];
         }
     }
-    UNROLL for (uint32_t i = 0; i < parts; i++) store8(out + column + i * LANES, o[i]);
+    UNROLL for (uint32_t i = 0; i < parts; i++) vec_store(out + column + i * LANES, o[i]);
 }
 
 DECLARE(lightning_decode)

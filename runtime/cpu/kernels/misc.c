@@ -94,11 +94,11 @@ DECLARE(measure_read)
 {
     size_t first, bytes = measured_bytes(c, line, count, &first);
     const float *from = (const float *)(const void *)((const char *)c->buffer[0] + first);
-    u32x8 sum[4] = {{0}};
+    u32xn sum[4] = {{0}};
     (void)z;
     size_t i = 0;
     for (; i + 4 * LANES <= bytes / 4; i += 4 * LANES)
-        UNROLL for (uint32_t k = 0; k < 4; k++) sum[k] += (u32x8)load8(from + i + k * LANES);
+        UNROLL for (uint32_t k = 0; k < 4; k++) sum[k] += (u32xn)vec_load(from + i + k * LANES);
     sum[0] += sum[1] + sum[2] + sum[3];
     if (sum[0][0] == 0x9e3779b9u && sum[0][1] == 0x7f4a7c15u && sum[0][2] == 0xf39cc060u)
         memcpy(c->buffer[1], &sum[0], sizeof sum[0]);
@@ -128,12 +128,12 @@ DECLARE(measure_rate_f32)
         float sum = 0.0f;
         /* Of the group's invocations, as many vectors of them as there are. */
         for (uint32_t n = 0; n < c->constant[0] * VECTOR / LANES; n++) {
-            f32x8 a = all8(0.5f + p->seed), b = all8(0.5f + p->seed), chain[CHAINS];
-            UNROLL for (uint32_t k = 0; k < CHAINS; k++) chain[k] = all8(p->seed);
+            f32xn a = vec_all(0.5f + p->seed), b = vec_all(0.5f + p->seed), chain[CHAINS];
+            UNROLL for (uint32_t k = 0; k < CHAINS; k++) chain[k] = vec_all(p->seed);
             for (uint32_t loop = 0; loop < p->loops; loop++)
                 UNROLL for (uint32_t k = 0; k < CHAINS; k++) chain[k] = chain[k] * a + b;
             sum = 0.0f;
-            UNROLL for (uint32_t k = 0; k < CHAINS; k++) sum += sum8(chain[k]) * VECTOR / LANES;
+            UNROLL for (uint32_t k = 0; k < CHAINS; k++) sum += vec_sum(chain[k]) * VECTOR / LANES;
         }
         result[i] = sum;
     }

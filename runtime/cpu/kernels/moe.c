@@ -283,7 +283,7 @@ INLINE void store_up(const gathered *g, uint32_t count, size_t out_stride, const
             odd[n] = sums[(2 * n + 1) * PRODUCT_ROWS];
         }
         for (uint32_t n = 0; n < count / 2; n += LANES) {
-            f32x8 y = silu8(load8(even + n)) * load8(odd + n);
+            f32xn y = vec_silu(vec_load(even + n)) * vec_load(odd + n);
             for (uint32_t i = 0; i < least(LANES, count / 2 - n); i++)
                 to[n + i] = y[i];
         }
@@ -292,7 +292,7 @@ INLINE void store_up(const gathered *g, uint32_t count, size_t out_stride, const
     for (uint32_t n = 0; n < count / 2; n++)
         for (uint32_t r = 0; r < g->count; r += LANES) {
             const float *from = sums + 2 * n * PRODUCT_ROWS + r;
-            f32x8 y = silu8(load8(from)) * load8(from + PRODUCT_ROWS);
+            f32xn y = vec_silu(vec_load(from)) * vec_load(from + PRODUCT_ROWS);
             for (uint32_t i = 0; i < least(LANES, g->count - r); i++)
                 out[g->out_row[r + i] * out_stride + n] = y[i];
         }

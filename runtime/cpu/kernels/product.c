@@ -3,10 +3,18 @@
  * is spread over them. */
 #include "cpu/kernels/simd.h"
 
+/* Weight rows at a time: with the rows of x in PARTS vectors their sums fill most of the registers,
+ * 12 of AVX2's 16, 24 of NEON's 32, 12 of SSE2's 16. */
 enum {
-    PANEL = 256,     /* columns; the turned rows and six unpacked weight rows stay in the cache */
-    DOT_ROWS = 4,    /* up to here along k */
-    SPREAD_LINES = 6 /* weight rows at a time: their sums fill 12 of 16 registers */
+    PARTS = PRODUCT_ROWS / LANES,
+#if defined(__AVX2__) || defined(__aarch64__)
+    SPREAD_LINES = 6,
+#else
+    SPREAD_LINES = 3,
+#endif
+    PANEL =
+        256, /* columns; the turned rows and unpacked weight rows of so many stay in the cache */
+    DOT_ROWS = 4 /* up to here along k */
 };
 
 /* ---- along k: `rows` rows of x by one weight row after the other, as they lie in memory ---- */
@@ -17,23 +25,23 @@ enum { AHEAD_BYTES = 256 }; /* what processors prefetch by themselves begins too
 INLINE void dot_line(const float *const *x, const uint32_t rows, weight_type type, const uint8_t *w,
                      const uint32_t parts, uint32_t cols, float *out)
 {
-    f32x8 sum[8];
-    UNROLL for (uint32_t i = 0; i < rows * parts; i++) sum[i] = all8(0.0f);
+    f32xn sum[8];
+    UNROLL for (uint32_t i = 0; i < rows * parts; i++) sum[i] = vec_all(0.0f);
     uint32_t k = 0;
     for (; k + parts * LANES <= cols; k += parts * LANES) {
         __builtin_prefetch(w + k * weight_bytes(type) + AHEAD_BYTES);
         UNROLL for (uint32_t p = 0; p < parts; p++)
         {
-            f32x8 v = weights8(type, w, k + p * LANES);
+            f32xn v = vec_weights(type, w, k + p * LANES);
             UNROLL for (uint32_t r = 0; r < rows; r++) sum[r * parts + p] +=
-                load8(x[r] + k + p * LANES) * v;
+                vec_load(x[r] + k + p * LANES) * v;
         }
     }
     UNROLL for (uint32_t r = 0; r < rows; r++)
     {
-        f32x8 all = sum[r * parts];
+        f32xn all = sum[r * parts];
         UNROLL for (uint32_t p = 1; p < parts; p++) all += sum[r * parts + p];
-        float s = sum8(all);
+        float s = vec_sum(all);
         for (uint32_t i = k; i < cols; i++)
             s += x[r][i] * weight_at(type, w, i);
         out[r] = s;
@@ -62,32 +70,32 @@ INLINE void dot_product(const float *const *x, uint32_t rows, weight_type type, 
 INLINE void spread_block(const float *turned, const uint32_t parts, const float *w,
                          const uint32_t lines, uint32_t cols, float *out)
 {
-    f32x8 sum[2 * SPREAD_LINES];
-    UNROLL for (uint32_t i = 0; i < parts * lines; i++) sum[i] = all8(0.0f);
+    f32xn sum[PARTS * SPREAD_LINES];
+    UNROLL for (uint32_t i = 0; i < parts * lines; i++) sum[i] = vec_all(0.0f);
     for (uint32_t k = 0; k < cols; k++) {
-        f32x8 u[2];
+        f32xn u[PARTS];
         UNROLL for (uint32_t p = 0; p < parts; p++) u[p] =
-            load8(turned + k * PRODUCT_ROWS + p * LANES);
+            vec_load(turned + k * PRODUCT_ROWS + p * LANES);
         UNROLL for (uint32_t c = 0; c < lines; c++)
         {
-            f32x8 v = all8(w[c * PANEL + k]);
+            f32xn v = vec_all(w[c * PANEL + k]);
             UNROLL for (uint32_t p = 0; p < parts; p++) sum[c * parts + p] += u[p] * v;
         }
     }
     UNROLL for (uint32_t c = 0; c < lines; c++) UNROLL for (uint32_t p = 0; p < parts; p++)
     {
         float *to = out + c * PRODUCT_ROWS + p * LANES;
-        store8(to, load8(to) + sum[c * parts + p]);
+        vec_store(to, vec_load(to) + sum[c * parts + p]);
     }
 }
 
 INLINE void spread_lines(const float *turned, uint32_t rows, const float *w, const uint32_t lines,
                          uint32_t cols, float *out)
 {
-    if (rows <= LANES)
-        spread_block(turned, 1, w, lines, cols, out);
+    if (rows <= PRODUCT_ROWS / 2)
+        spread_block(turned, PARTS / 2, w, lines, cols, out);
     else
-        spread_block(turned, 2, w, lines, cols, out);
+        spread_block(turned, PARTS, w, lines, cols, out);
 }
 
 INLINE void unpack(weight_type type, const uint8_t *row, uint32_t first, uint32_t cols, float *out)
@@ -95,7 +103,7 @@ INLINE void unpack(weight_type type, const uint8_t *row, uint32_t first, uint32_
     uint32_t k = 0;
     for (; k + LANES <= cols; k += LANES) {
         __builtin_prefetch(row + (first + k) * weight_bytes(type) + AHEAD_BYTES);
-        store8(out + k, weights8(type, row, first + k));
+        vec_store(out + k, vec_weights(type, row, first + k));
     }
     for (; k < cols; k++)
         out[k] = weight_at(type, row, first + k);

@@ -1,6 +1,6 @@
-/* Vectors of eight floats through GCC's and Clang's extension, which any instruction set can carry
- * out, and what the kernels do with them. Everything here is inlined into files that are compiled
- * for CPU_ISA. */
+/* Vectors through GCC's and Clang's extension, which any instruction set can carry out, and what
+ * the kernels do with them. They are as long as a register of CPU_ISA: compilers keep longer ones
+ * in memory. Everything here is inlined into files that are compiled for CPU_ISA. */
 #ifndef FULGUR_CPU_KERNELS_SIMD_H
 #define FULGUR_CPU_KERNELS_SIMD_H
 
@@ -25,32 +25,45 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-enum { LANES = 8 };
-typedef float f32x8 __attribute__((vector_size(32)));
-typedef uint32_t u32x8 __attribute__((vector_size(32)));
-typedef int32_t i32x8 __attribute__((vector_size(32)));
-typedef uint16_t u16x8 __attribute__((vector_size(16)));
+#if defined(__AVX2__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+enum { LANES = VECTOR_BYTES / 4 }; /* 4 or 8 */
+typedef float f32xn __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t u32xn __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t i32xn __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t u16xn __attribute__((vector_size(VECTOR_BYTES / 2)));
 
-INLINE f32x8 load8(const float *p)
+INLINE f32xn vec_load(const float *p)
 {
-    f32x8 v;
+    f32xn v;
     memcpy(&v, p, sizeof v);
     return v;
 }
 
-INLINE void store8(float *p, f32x8 v)
+INLINE void vec_store(float *p, f32xn v)
 {
     memcpy(p, &v, sizeof v);
 }
 
-INLINE f32x8 all8(float x)
+INLINE f32xn vec_all(float x)
 {
-    return (f32x8){x, x, x, x, x, x, x, x};
+#if VECTOR_BYTES == 32
+    return (f32xn){x, x, x, x, x, x, x, x};
+#else
+    return (f32xn){x, x, x, x};
+#endif
 }
 
-INLINE float sum8(f32x8 v)
+INLINE float vec_sum(f32xn v)
 {
+#if VECTOR_BYTES == 32
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+#else
+    return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
 }
 
 INLINE uint32_t bits_of(float x)
@@ -111,31 +124,31 @@ INLINE uint16_t half_of(float x)
 }
 
 /* Widened: compilers make two halves of the conversion by themselves. */
-INLINE u32x8 words8(const uint16_t *p)
+INLINE u32xn vec_words(const uint16_t *p)
 {
 #if defined(__AVX2__)
     __m128i h;
     memcpy(&h, p, sizeof h);
-    return (u32x8)_mm256_cvtepu16_epi32(h);
+    return (u32xn)_mm256_cvtepu16_epi32(h);
 #else
-    u16x8 h;
+    u16xn h;
     memcpy(&h, p, sizeof h);
-    return __builtin_convertvector(h, u32x8);
+    return __builtin_convertvector(h, u32xn);
 #endif
 }
 
-INLINE f32x8 half8(const uint16_t *p)
+INLINE f32xn vec_half(const uint16_t *p)
 {
 #if defined(__F16C__)
     __m128i h;
     memcpy(&h, p, sizeof h);
-    return (f32x8)_mm256_cvtph_ps(h);
+    return (f32xn)_mm256_cvtph_ps(h);
 #else
-    u32x8 w = words8(p);
-    u32x8 rest = (w & 0x7fffu) << 13;
-    u32x8 special = (u32x8)(rest >= 0x0f800000u);
-    u32x8 usual = (u32x8)((f32x8)rest * 0x1p112f);
-    return (f32x8)((usual & ~special) | ((rest | 0x70000000u) & special) | (w & 0x8000u) << 16);
+    u32xn w = vec_words(p);
+    u32xn rest = (w & 0x7fffu) << 13;
+    u32xn special = (u32xn)(rest >= 0x0f800000u);
+    u32xn usual = (u32xn)((f32xn)rest * 0x1p112f);
+    return (f32xn)((usual & ~special) | ((rest | 0x70000000u) & special) | (w & 0x8000u) << 16);
 #endif
 }
 
@@ -151,28 +164,28 @@ INLINE float weight_at(weight_type type, const void *row, uint32_t k)
     return type == WEIGHT_F16 ? half_value(h) : float_of((uint32_t)h << 16);
 }
 
-INLINE f32x8 weights8(weight_type type, const void *row, uint32_t k)
+INLINE f32xn vec_weights(weight_type type, const void *row, uint32_t k)
 {
     if (type == WEIGHT_F32)
-        return load8((const float *)row + k);
+        return vec_load((const float *)row + k);
     if (type == WEIGHT_F16)
-        return half8((const uint16_t *)row + k);
-    return (f32x8)(words8((const uint16_t *)row + k) << 16);
+        return vec_half((const uint16_t *)row + k);
+    return (f32xn)(vec_words((const uint16_t *)row + k) << 16);
 }
 
 /* ---- functions ---- */
 
 /* 2^n of whole n in [-252, 254], by two factors that are never subnormal or infinite. */
-INLINE f32x8 scaled8(f32x8 x, i32x8 n)
+INLINE f32xn vec_scaled(f32xn x, i32xn n)
 {
-    i32x8 low = n >> 1, high = n - low;
-    return x * (f32x8)((low + 127) << 23) * (f32x8)((high + 127) << 23);
+    i32xn low = n >> 1, high = n - low;
+    return x * (f32xn)((low + 127) << 23) * (f32xn)((high + 127) << 23);
 }
 
 /* 2^x of |x| <= 1/2, to 1e-7. */
-INLINE f32x8 exp2_near8(f32x8 x)
+INLINE f32xn vec_exp2_near(f32xn x)
 {
-    f32x8 p = all8(1.535336188319500e-4f);
+    f32xn p = vec_all(1.535336188319500e-4f);
     p = p * x + 1.339887440266574e-3f;
     p = p * x + 9.618437357674640e-3f;
     p = p * x + 5.550332471162809e-2f;
@@ -181,51 +194,51 @@ INLINE f32x8 exp2_near8(f32x8 x)
     return p * x + 1.0f;
 }
 
-INLINE f32x8 clamped8(f32x8 x, float low, float high)
+INLINE f32xn vec_clamped(f32xn x, float low, float high)
 {
-    i32x8 below = x<low, above = x> high; /* NaN is neither */
-    i32x8 bits =
-        ((i32x8)x & ~(below | above)) | ((i32x8)all8(low) & below) | ((i32x8)all8(high) & above);
-    return (f32x8)bits;
+    i32xn below = x<low, above = x> high; /* NaN is neither */
+    i32xn bits = ((i32xn)x & ~(below | above)) | ((i32xn)vec_all(low) & below) |
+                 ((i32xn)vec_all(high) & above);
+    return (f32xn)bits;
 }
 
-INLINE f32x8 exp2_8(f32x8 x)
+INLINE f32xn vec_exp2(f32xn x)
 {
-    x = clamped8(x, -152.0f, 129.0f);
-    f32x8 shifted = x + 12582912.0f; /* 1.5 * 2^23: what is left of x is whole */
-    i32x8 n = (i32x8)shifted - 0x4b400000;
+    x = vec_clamped(x, -152.0f, 129.0f);
+    f32xn shifted = x + 12582912.0f; /* 1.5 * 2^23: what is left of x is whole */
+    i32xn n = (i32xn)shifted - 0x4b400000;
     /* NaN has no whole part; its own stays. */
-    n &= (i32x8)(x == x);
-    return scaled8(exp2_near8(x - (shifted - 12582912.0f)), n);
+    n &= (i32xn)(x == x);
+    return vec_scaled(vec_exp2_near(x - (shifted - 12582912.0f)), n);
 }
 
-INLINE f32x8 exp8(f32x8 x)
+INLINE f32xn vec_exp(f32xn x)
 {
-    x = clamped8(x, -105.0f, 89.0f);
-    f32x8 shifted = x * 1.44269504f + 12582912.0f;
-    f32x8 whole = shifted - 12582912.0f;
-    i32x8 n = ((i32x8)shifted - 0x4b400000) & (i32x8)(x == x);
-    f32x8 r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    f32x8 p = all8(1.9875691500e-4f);
+    x = vec_clamped(x, -105.0f, 89.0f);
+    f32xn shifted = x * 1.44269504f + 12582912.0f;
+    f32xn whole = shifted - 12582912.0f;
+    i32xn n = ((i32xn)shifted - 0x4b400000) & (i32xn)(x == x);
+    f32xn r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    f32xn p = vec_all(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    return scaled8(p * r * r + r + 1.0f, n);
+    return vec_scaled(p * r * r + r + 1.0f, n);
 }
 
-INLINE f32x8 sigmoid8(f32x8 x)
+INLINE f32xn vec_sigmoid(f32xn x)
 {
-    f32x8 e = exp8((f32x8)((i32x8)x | (i32x8)all8(-0.0f))); /* of -|x| */
-    f32x8 s = 1.0f / (1.0f + e);
-    i32x8 positive = x >= 0.0f;
-    return (f32x8)(((i32x8)s & positive) | ((i32x8)(e * s) & ~positive));
+    f32xn e = vec_exp((f32xn)((i32xn)x | (i32xn)vec_all(-0.0f))); /* of -|x| */
+    f32xn s = 1.0f / (1.0f + e);
+    i32xn positive = x >= 0.0f;
+    return (f32xn)(((i32xn)s & positive) | ((i32xn)(e * s) & ~positive));
 }
 
-INLINE f32x8 silu8(f32x8 x)
+INLINE f32xn vec_silu(f32xn x)
 {
-    return x * sigmoid8(x);
+    return x * vec_sigmoid(x);
 }
 
 /* ---- products, product.c ---- */
