@@ -109,6 +109,50 @@ INLINE void unpack(weight_type type, const uint8_t *row, uint32_t first, uint32_
         out[k] = weight_at(type, row, first + k);
 }
 
+#if defined(__AVX2__)
+/* Eight columns of eight rows, turned. */
+INLINE void turn_square(const float *const *from, uint32_t k, float *out)
+{
+    __m256 a[8], b[8];
+    UNROLL for (uint32_t i = 0; i < 4; i++)
+    {
+        __m256 low = _mm256_loadu_ps(from[2 * i] + k), high = _mm256_loadu_ps(from[2 * i + 1] + k);
+        a[i] = _mm256_unpacklo_ps(low, high);     /* columns 0 1, 4 5 */
+        a[i + 4] = _mm256_unpackhi_ps(low, high); /* 2 3, 6 7 */
+    }
+    UNROLL for (uint32_t i = 0; i < 4; i++)
+    {
+        uint32_t j = i / 2 * 4 + i % 2 * 2;
+        b[j] = _mm256_shuffle_ps(a[j], a[j + 1], 0x44);
+        b[j + 1] = _mm256_shuffle_ps(a[j], a[j + 1], 0xee);
+    }
+    UNROLL for (uint32_t i = 0; i < 4; i++)
+    {
+        uint32_t j = i / 2 * 4 + i % 2; /* rows 0-3 of columns i, i + 4; j + 2: rows 4-7 */
+        _mm256_storeu_ps(out + i * PRODUCT_ROWS, _mm256_permute2f128_ps(b[j], b[j + 2], 0x20));
+        _mm256_storeu_ps(out + (i + 4) * PRODUCT_ROWS,
+                         _mm256_permute2f128_ps(b[j], b[j + 2], 0x31));
+    }
+}
+#endif
+
+/* turned[k][r] = x[r][first + k]; the last row in place of those from `rows` on. */
+INLINE void turn(const float *const *x, uint32_t rows, uint32_t first, uint32_t cols, float *turned)
+{
+    const float *from[PRODUCT_ROWS];
+    uint32_t done = 0;
+    for (uint32_t r = 0; r < PRODUCT_ROWS; r++)
+        from[r] = x[least(r, rows - 1)] + first;
+#if defined(__AVX2__)
+    for (; done + 8 <= cols; done += 8)
+        for (uint32_t r = 0; r < PRODUCT_ROWS; r += 8)
+            turn_square(from + r, done, turned + done * PRODUCT_ROWS + r);
+#endif
+    for (uint32_t r = 0; r < PRODUCT_ROWS; r++)
+        for (uint32_t k = done; k < cols; k++)
+            turned[k * PRODUCT_ROWS + r] = from[r][k];
+}
+
 INLINE void spread_product(const float *const *x, uint32_t rows, weight_type type, const uint8_t *w,
                            size_t stride, uint32_t count, uint32_t cols, float *out)
 {
@@ -117,11 +161,7 @@ INLINE void spread_product(const float *const *x, uint32_t rows, weight_type typ
     memset(out, 0, (size_t)count * PRODUCT_ROWS * sizeof *out);
     for (uint32_t first = 0; first < cols; first += PANEL) {
         uint32_t panel = least(cols - first, PANEL);
-        for (uint32_t r = 0; r < PRODUCT_ROWS; r++) {
-            const float *from = x[least(r, rows - 1)] + first;
-            for (uint32_t k = 0; k < panel; k++)
-                turned[k * PRODUCT_ROWS + r] = from[k];
-        }
+        turn(x, rows, first, panel, turned);
         for (uint32_t n = 0; n < count; n += SPREAD_LINES) {
             uint32_t lines = least(count - n, SPREAD_LINES);
             for (uint32_t c = 0; c < lines; c++)
