@@ -13,6 +13,7 @@
 // a DSPLIT-th part of its keys. The parts of an output are summed through shared memory, in order.
 #version 450
 #extension GL_GOOGLE_include_directive : require
+#extension GL_EXT_control_flow_attributes : require
 #include "inc/step.glsl"
 
 layout(local_size_x_id = 0) in;
@@ -46,7 +47,7 @@ layout(push_constant) uniform Push {
 const uint COLS = WG / DSPLIT;
 const uint D4 = D / 4;
 const uint DP4 = D4 / DSPLIT; // of an invocation's keys, in vec4
-const uint CP4 = C / 4 / DSPLIT; // of the tokens whose part of o it sums
+const uint CP4 = C / 4 > DSPLIT ? C / 4 / DSPLIT : 1; // of the tokens whose part of o it sums, if any
 const uint PARTIALS = DSPLIT == 1 ? 1 : C * WG;
 shared float partial[PARTIALS];
 
@@ -92,19 +93,17 @@ void main()
         uint q_at = row0 + d0, k_at = q_at + D4, stride4 = push.qkv_stride4;
         uint v_at = (row0 + 2 * D4) * 4 + c;
 #endif
-        // Values of the tokens whose scores this invocation applies; absent tokens count nothing.
+        // Values of the tokens whose scores this invocation applies; no row has scores of absent ones.
         vec4 v[CP4];
         for (uint n = 0; n < CP4; n++) {
             for (uint x = 0; x < 4; x++) {
-                uint j = t0 + n * 4 + x;
-                uint token = min(j, m - 1);
+                uint token = min(t0 + n * 4 + x, m - 1);
 #ifdef HALF
-                float value = halves(scratch2[v_at + token * D4])[c % 4] *
-                              scratch[block + SCALES + 2 * C + token];
+                v[n][x] = halves(scratch2[v_at + token * D4])[c % 4] *
+                          scratch[block + SCALES + 2 * C + token];
 #else
-                float value = qkv[v_at + token * push.qkv_stride4 * 4];
+                v[n][x] = qkv[v_at + token * push.qkv_stride4 * 4];
 #endif
-                v[n][x] = j < m ? value : 0.0;
             }
         }
         for (uint i = 0; i < m; i++) {
@@ -119,6 +118,8 @@ void main()
             vec4 intra = vec4(0);
             for (uint n = 0; n < CP4; n++) {
                 uint j = t0 + n * 4;
+                if (CP4 * DSPLIT * 4 > C && j >= C)
+                    break;
 #ifdef HALF
                 vec4 p = halves(scratch2[block / 2 + (i * C + j) / 4]);
 #else
@@ -161,7 +162,8 @@ void main()
         float fade = scratch[factors + 2 * C];
         for (uint n = 0; n < DP4; n++)
             s[n] += fade * s[n];
-        for (uint j = 0; j < m; j++) {
+        // Unrolled it would be C conditions in each other, all with the state in registers.
+        [[dont_unroll]] for (uint j = 0; j < m; j++) {
 #ifdef HALF
             float value = halves(scratch2[v_at + j * D4])[c % 4] *
                           scratch[block + SCALES + 2 * C + j] * scratch[block + SCALES + C + j];
@@ -179,6 +181,9 @@ void main()
         }
     }
 
+    // Where the state was read from, as the compiler can't know: it would keep all those addresses in
+    // registers until here.
+    state_at += rows >> 31;
     if (inside) {
         for (uint n = 0; n < DP4; n++)
             for (uint x = 0; x < 4; x++)

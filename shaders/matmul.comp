@@ -47,6 +47,10 @@ layout(set = 0, binding = 0) readonly buffer x4_block
 {
     uvec4 x4[];
 };
+layout(set = 0, binding = 0) readonly buffer x2_block
+{
+    uvec2 x2[];
+};
 layout(set = 0, binding = 0) readonly buffer x1_block
 {
     uint x1[];
@@ -54,6 +58,10 @@ layout(set = 0, binding = 0) readonly buffer x1_block
 layout(set = 0, binding = 1) readonly buffer w4_block
 {
     uvec4 w4[];
+};
+layout(set = 0, binding = 1) readonly buffer w2_block
+{
+    uvec2 w2[];
 };
 layout(set = 0, binding = 1) readonly buffer w1_block
 {
@@ -82,6 +90,8 @@ layout(set = 0, binding = 4) readonly buffer w_scale_block
 // stores over the banks.
 const uint XS = BM / 4u + 1u;
 const uint WS = BN / 4u + 1u;
+// Columns of a row that an invocation loads at once. Small tiles are for devices with few registers.
+const uint LOADED = TM == 4u ? 4u : 8u;
 shared TILE4 x_tile[BK * XS];
 shared TILE4 w_tile[BK * WS];
 
@@ -96,7 +106,7 @@ float x_single(uint r, uint k)
 #endif
 }
 
-// x[r][k .. k+7]; zeros outside.
+// x[r][k .. k+LOADED-1]; zeros outside.
 void load_x(uint r, uint rows, uint k, out vec4 low, out vec4 high)
 {
     low = vec4(0.0);
@@ -108,19 +118,20 @@ void load_x(uint r, uint rows, uint k, out vec4 low, out vec4 high)
             return;
         uint i = r * p.x_stride + k;
 #if defined(HALF)
-        uvec4 words = x4[i / 8u];
+        uvec4 words = LOADED == 4u ? uvec4(x2[i / 4u], 0u, 0u) : x4[i / 8u];
         low = vec4(unpackHalf2x16(words.x), unpackHalf2x16(words.y));
         high = vec4(unpackHalf2x16(words.z), unpackHalf2x16(words.w));
 #else
         low = uintBitsToFloat(x4[i / 4u]);
-        high = uintBitsToFloat(x4[i / 4u + 1u]);
+        if (LOADED == 8u)
+            high = uintBitsToFloat(x4[i / 4u + 1u]);
 #endif
         return;
     }
     for (uint j = 0u; j < 4u; j++) {
         if (k + j < p.cols)
             low[j] = x_single(r, k + j);
-        if (k + 4u + j < p.cols)
+        if (LOADED == 8u && k + 4u + j < p.cols)
             high[j] = x_single(r, k + 4u + j);
     }
 }
@@ -147,9 +158,11 @@ void load_w(uint n, uint k, out vec4 low, out vec4 high)
             return;
 #if defined(WEIGHT_F32)
         low = unpack_weights4(w4[n * p.w_stride + k / 4u]);
-        high = unpack_weights4(w4[n * p.w_stride + k / 4u + 1u]);
+        if (LOADED == 8u)
+            high = unpack_weights4(w4[n * p.w_stride + k / 4u + 1u]);
 #else
-        uvec4 words = w4[n * p.w_stride + k / 8u];
+        uvec4 words = LOADED == 4u ? uvec4(w2[n * p.w_stride * 2u + k / 4u], 0u, 0u)
+                                   : w4[n * p.w_stride + k / 8u];
         low = unpack_weights_low(words);
         high = unpack_weights_high(words);
 #endif
@@ -157,7 +170,7 @@ void load_w(uint n, uint k, out vec4 low, out vec4 high)
         for (uint j = 0u; j < 4u; j++) {
             if (k + j < p.cols)
                 low[j] = w_single(n, k + j);
-            if (k + 4u + j < p.cols)
+            if (LOADED == 8u && k + 4u + j < p.cols)
                 high[j] = w_single(n, k + 4u + j);
         }
     }
@@ -192,10 +205,10 @@ void main()
         acc[i] = vec4(0.0);
 
     for (uint k0 = part * each; k0 < k_end; k0 += BK) {
-        // Four rows by eight k at a time, turned so that rows are neighbours.
-        for (uint i = t; i < (BM / 4u) * (BK / 8u); i += WG) {
+        // Four rows by LOADED k at a time, turned so that rows are neighbours.
+        for (uint i = t; i < (BM / 4u) * (BK / LOADED); i += WG) {
             uint m = i % (BM / 4u);
-            uint k = (i / (BM / 4u)) * 8u;
+            uint k = (i / (BM / 4u)) * LOADED;
             vec4 l0, l1, l2, l3, h0, h1, h2, h3;
             load_x(m0 + 4u * m, rows, k0 + k, l0, h0);
             load_x(m0 + 4u * m + 1u, rows, k0 + k, l1, h1);
@@ -203,12 +216,13 @@ void main()
             load_x(m0 + 4u * m + 3u, rows, k0 + k, l3, h3);
             for (uint j = 0u; j < 4u; j++) {
                 x_tile[(k + j) * XS + m] = TILE4(l0[j], l1[j], l2[j], l3[j]);
-                x_tile[(k + 4u + j) * XS + m] = TILE4(h0[j], h1[j], h2[j], h3[j]);
+                if (LOADED == 8u)
+                    x_tile[(k + 4u + j) * XS + m] = TILE4(h0[j], h1[j], h2[j], h3[j]);
             }
         }
-        for (uint i = t; i < (BN / 4u) * (BK / 8u); i += WG) {
+        for (uint i = t; i < (BN / 4u) * (BK / LOADED); i += WG) {
             uint n = i % (BN / 4u);
-            uint k = (i / (BN / 4u)) * 8u;
+            uint k = (i / (BN / 4u)) * LOADED;
             vec4 l0, l1, l2, l3, h0, h1, h2, h3;
             load_w(n0 + 4u * n, k0 + k, l0, h0);
             load_w(n0 + 4u * n + 1u, k0 + k, l1, h1);
@@ -216,7 +230,8 @@ void main()
             load_w(n0 + 4u * n + 3u, k0 + k, l3, h3);
             for (uint j = 0u; j < 4u; j++) {
                 w_tile[(k + j) * WS + n] = TILE4(l0[j], l1[j], l2[j], l3[j]);
-                w_tile[(k + 4u + j) * WS + n] = TILE4(h0[j], h1[j], h2[j], h3[j]);
+                if (LOADED == 8u)
+                    w_tile[(k + 4u + j) * WS + n] = TILE4(h0[j], h1[j], h2[j], h3[j]);
             }
         }
         barrier();

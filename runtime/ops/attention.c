@@ -1,5 +1,6 @@
 #include <math.h>
 
+#include "ops/op_common.h"
 #include "ops/tuning.h"
 
 enum {
@@ -136,13 +137,13 @@ typedef struct plan {
     bool carries;                /* sums go from dispatch to dispatch */
 } plan;
 
-/* Invocations that share a row: about 32 elements each, and more where few rows would leave lanes
- * idle. */
-static uint32_t choose_parts(uint32_t lanes, uint32_t rows, uint32_t head_dim)
+/* Invocations that share a row: about `elements` elements each, and more where few rows would leave
+ * lanes idle. */
+static uint32_t choose_parts(uint32_t lanes, uint32_t rows, uint32_t head_dim, uint32_t elements)
 {
-    uint32_t parts = 1;
-    while (head_dim / 4 % (parts * 2) == 0 && parts * 2 <= 16 &&
-           (head_dim / parts > 32 || (head_dim / parts > 8 && rows * parts * 2 <= lanes)))
+    uint32_t parts = 1, most = elements < 32 ? 32 : 16;
+    while (head_dim / 4 % (parts * 2) == 0 && parts * 2 <= most &&
+           (head_dim / parts > elements || (head_dim / parts > 8 && rows * parts * 2 <= lanes)))
         parts *= 2;
     return parts;
 }
@@ -238,7 +239,10 @@ static plan plan_make(const op_context *ctx, uint32_t rows, uint32_t heads, uint
         p = (plan){.lanes = 8, .parts = 1, .key_block = 16, .split_keys = p.split_keys};
         if (wide) {
             p.lanes = 128;
-            p.parts = choose_parts(p.lanes, pairs < p.lanes ? (uint32_t)pairs : p.lanes, head_dim);
+            /* They hold as many of the query and as many sums. */
+            uint32_t elements = op_few_registers(ctx->device) ? 8 : 32;
+            p.parts = choose_parts(p.lanes, pairs < p.lanes ? (uint32_t)pairs : p.lanes, head_dim,
+                                   elements);
         } else {
             uint32_t lanes = device_caps(ctx->device)->subgroup_size;
             p.lanes = lanes > 8 && lanes <= 64 ? lanes : 8;

@@ -46,9 +46,16 @@ static spread spread_narrow(const op_context *ctx)
     return (spread){lanes, 1, lanes};
 }
 
-static spread spread_choose(const op_context *ctx)
+/* An invocation holds the state's column of its keys, a quarter of them or eight. */
+static spread spread_choose(const op_context *ctx, uint32_t head_dim)
 {
-    return op_wide(ctx) ? (spread){128, 4, 32} : spread_narrow(ctx);
+    if (!op_wide(ctx))
+        return spread_narrow(ctx);
+    uint32_t parts = 4;
+    while (op_few_registers(ctx->device) && parts < 16 && head_dim / parts > 8 &&
+           head_dim % (8 * parts) == 0)
+        parts *= 2;
+    return (spread){128, parts, 128 / parts};
 }
 
 uint64_t op_lightning_decay_bytes(const ful_device *device, uint32_t heads, uint32_t head_dim)
@@ -248,7 +255,10 @@ static ful_result prefill_plain(const op_context *ctx, const op_lightning_args *
         return fail(FUL_ERR_UNSUPPORTED,
                     "lightning: no kernel here reads or writes heads of %u as halves",
                     args->head_dim);
-    prefill p = {.ctx = ctx, .args = args, .spread = spread_choose(ctx), .half = prefill_half(ctx)};
+    prefill p = {.ctx = ctx,
+                 .args = args,
+                 .spread = spread_choose(ctx, args->head_dim),
+                 .half = prefill_half(ctx)};
     p.block_words = block_words(p.half, args->head_dim);
     TRY(prefill_pipelines(&p));
 

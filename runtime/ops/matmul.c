@@ -34,11 +34,17 @@ typedef struct matmul_plan {
 
 enum { TILE_ROWS = 64, TILE_WEIGHTS = 64 };
 
+/* 128 invocations of 8 x 4 sums each, or of 4 x 4. */
+static uint32_t tile_rows(const op_context *ctx)
+{
+    return op_few_registers(ctx->device) ? TILE_ROWS / 2 : TILE_ROWS;
+}
+
 /* Several of these small workgroups live beside each other where one of those of tiles.c does. */
 static uint32_t splits_of(const op_context *ctx, uint32_t rows, uint32_t weight_rows, uint32_t cols,
                           uint32_t bk)
 {
-    uint32_t groups = div_up_u32(rows, TILE_ROWS) * div_up_u32(weight_rows, TILE_WEIGHTS);
+    uint32_t groups = div_up_u32(rows, tile_rows(ctx)) * div_up_u32(weight_rows, TILE_WEIGHTS);
     return tiles_splits(4 * tiles_units(ctx), groups, div_up_u32(cols, bk));
 }
 
@@ -57,8 +63,8 @@ static uint64_t split_room(const op_context *ctx, const op_matmul_args *args)
 static void plan_tiles(const op_context *ctx, const op_matmul_args *args, matmul_plan *plan)
 {
     bool half = args->x.half;
-    /* 128 invocations of 8 x 4; both tiles and their padding stay below 16 KiB. */
-    uint32_t bm = TILE_ROWS, bn = TILE_WEIGHTS, bk = half ? 32 : 16;
+    /* Both tiles and their padding stay below 16 KiB. */
+    uint32_t bm = tile_rows(ctx), bn = TILE_WEIGHTS, bk = half ? 32 : 16;
     const gpu_tensor *w = args->w;
     plan->splits = splits_of(ctx, args->rows, w->rows, w->cols, bk);
     if (split_room(ctx, args) < (uint64_t)plan->splits * args->rows * w->rows * 4)
@@ -73,7 +79,7 @@ static void plan_tiles(const op_context *ctx, const op_matmul_args *args, matmul
         .uniform = true,
         .push_bytes = sizeof(matmul_push),
         .spec_count = 9,
-        .spec = {TILE_WG, bm, bn, bk, 8, 4, act, vec, half && args->w->row_scale.vk != NULL}};
+        .spec = {TILE_WG, bm, bn, bk, bm / 8, 4, act, vec, half && args->w->row_scale.vk != NULL}};
 }
 
 uint64_t op_matmul_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t weight_rows)

@@ -37,6 +37,11 @@ static uint32_t held_rows(uint32_t rows)
     return rows <= 1 ? 1 : rows <= 2 ? 2 : rows <= 4 ? 4 : MATVEC_ROWS;
 }
 
+static uint32_t held_most(const op_context *ctx)
+{
+    return op_few_registers(ctx->device) ? MATVEC_ROWS_SMALL : MATVEC_ROWS;
+}
+
 /* Lanes of one subgroup that may share a sum; 0 if subgroups can't be used in groups of wg. *size
  * is what to demand of the pipeline, or 0. The smallest size leaves a lane the most registers on
  * devices whose subgroups share a register file of fixed size. */
@@ -64,12 +69,12 @@ enum {
 /* Steps loaded ahead, so that about `loads` loads are under way: where a line holds four weight
  * rows twice as many served best. `each` steps make a lane's share; whole rounds if possible,
  * because the rest is loaded one after the other. */
-static uint32_t unroll_of(const matvec_spread *s, ful_type type, uint32_t held, uint32_t each,
-                          uint32_t loads)
+static uint32_t unroll_of(const op_context *ctx, const matvec_spread *s, ful_type type,
+                          uint32_t held, uint32_t each, uint32_t loads)
 {
     uint32_t most = (s->cols == 4 ? 2 * loads : loads) / s->cols / (type == FUL_TYPE_F32 ? 2 : 1);
     if (held > 2) /* x needs registers, too */
-        most = least(most, held > 4 ? 1 : 2);
+        most = least(most, held > 4 || op_few_registers(ctx->device) ? 1 : 2);
     most = least(most, each);
     for (uint32_t u = most; 2 * u > most && u > 1; u--)
         if (each % u == 0)
@@ -92,7 +97,7 @@ matvec_spread matvec_spread_choose(const op_context *ctx, bool subgroups, ful_ty
     if (!s.subgroup)
         s.group = 1;
     /* As many weight rows a line as leave enough lines, so that x is read less often. */
-    s.cols = s.subgroup ? 4 : 2;
+    s.cols = s.subgroup && !op_few_registers(ctx->device) ? 4 : 2;
     while (s.cols > (pairs ? 2u : 1u) && (uint64_t)weight_rows / s.cols * s.lanes < invocations)
         s.cols /= 2;
     /* Too few lines: longer ones. */
@@ -111,7 +116,7 @@ matvec_spread matvec_spread_choose(const op_context *ctx, bool subgroups, ful_ty
            (uint64_t)weight_rows / s.cols * s.lanes < invocations / 4)
         s.lanes = s.wg *= 2;
     uint32_t each = (chunks + s.lanes - 1) / s.lanes;
-    s.unroll = unroll_of(&s, type, held, each, tuned_or(tuning.matvec_loads, LOADS) / 2);
+    s.unroll = unroll_of(ctx, &s, type, held, each, tuned_or(tuning.matvec_loads, LOADS) / 2);
     return s;
 }
 
@@ -141,18 +146,24 @@ static bool stage(const op_context *ctx, ful_type type, uint32_t cols, matvec_sp
      * registers then hold too few workgroups. */
     uint32_t each = (cols / 8 + s->lanes - 1) / s->lanes;
     uint32_t loads = tuned_or(device_tuning(ctx->device).matvec_loads, LOADS);
-    s->unroll = unroll_of(s, type, 1, each, wg > 256 || few ? loads / 2 : loads);
+    if (op_few_registers(ctx->device))
+        loads /= 4;
+    else if (wg > 256 || few)
+        loads /= 2;
+    s->unroll = unroll_of(ctx, s, type, 1, each, loads);
     return true;
 }
 
-/* Several rows of x pass through shared memory, two tiles of them at a time. */
+/* Several rows of x pass through shared memory, two tiles of them at a time. The next loads are
+ * then under way beside all sums. */
 static bool tile(const op_context *ctx, uint32_t held, matvec_spread *s)
 {
     const ful_caps *caps = device_caps(ctx->device);
     uint32_t wg = least(256, 16 * s->group);
     uint64_t bytes = 2 * 16 * (uint64_t)held * 2 * s->group;
-    if (held < 2 || !s->subgroup || s->lanes != s->group || wg > caps->workgroup_invocations ||
-        wg > caps->workgroup_size[0] || bytes + 64 > caps->shared_bytes)
+    if (held < 2 || op_few_registers(ctx->device) || !s->subgroup || s->lanes != s->group ||
+        wg > caps->workgroup_invocations || wg > caps->workgroup_size[0] ||
+        bytes + 64 > caps->shared_bytes)
         return false;
     s->wg = wg;
     s->unroll = 1;
@@ -166,7 +177,7 @@ static void plan_wide(const op_context *ctx, const op_matmul_args *args, matvec_
     static const char *const names[2][2] = {{"matvec_wide", "matvec_wide_subgroup"},
                                             {"matvec_norm", "matvec_norm_subgroup"}};
     const op_fused_norm *norm = args->norm;
-    uint32_t held = held_rows(args->rows);
+    uint32_t held = least(held_rows(args->rows), held_most(ctx));
     matvec_spread s = matvec_spread_choose(
         ctx, gpu_family_usable(ctx->device, names[norm != NULL][1]), args->w->type, args->w->rows,
         args->w->cols, held, args->act == OP_ACT_SWIGLU, norm != NULL ? held : 0);
@@ -217,7 +228,7 @@ bool op_matmul_norm_usable(const op_context *ctx, uint32_t rows, uint32_t cols,
 {
     const ful_caps *caps = device_caps(ctx->device);
     uint64_t widest = 4 * (uint64_t)rows * (gate_stride > cols ? gate_stride : cols);
-    return op_wide(ctx) && rows <= MATVEC_ROWS && cols % 8 == 0 && gate_stride % 8 == 0 &&
+    return op_wide(ctx) && rows <= held_most(ctx) && cols % 8 == 0 && gate_stride % 8 == 0 &&
            caps->storage_buffers >= 6 && widest <= caps->storage_range_bytes &&
            (gpu_family_usable(ctx->device, "matvec_norm") ||
             gpu_family_usable(ctx->device, "matvec_norm_subgroup"));

@@ -4,7 +4,8 @@
 
 #include "ops/op_common.h"
 
-enum { MATVEC_ROWS = 8 }; /* the most rows a kernel holds; more are treated in groups */
+/* The most rows a kernel holds, and that where registers are few; more are treated in groups. */
+enum { MATVEC_ROWS = 8, MATVEC_ROWS_SMALL = 4 };
 
 /* How one wide kernel is spread: what the specialisation constants of matvec_wide.comp and
  * moe_matvec_wide.comp say. */

@@ -9,7 +9,9 @@
 #include "ops/tiles.h"
 
 enum {
-    FEW_ROWS = 8,        /* up to here each expert's rows fit one invocation's registers */
+    /* Up to here each expert's rows fit one invocation's registers, and where those are few. */
+    FEW_ROWS = MATVEC_ROWS,
+    FEW_ROWS_SMALL = MATVEC_ROWS_SMALL,
     FEW_ROWS_NARROW = 2, /* where registers cost time even if they hold no row */
     FUSED_ROWS = 2,      /* up to here down and combine are one dispatch */
     /* What an invocation of a narrow kernel holds; more pairs or couples of weight rows leave its
@@ -185,7 +187,10 @@ static moe_plan plan_make(const op_context *ctx, bool half, uint32_t rows, uint3
                           uint32_t experts, uint32_t dim, uint32_t width)
 {
     moe_plan p = {.half = half};
-    p.few = rows <= (uint32_t)(wide_usable(ctx, half, true) ? FEW_ROWS : FEW_ROWS_NARROW);
+    bool small = op_few_registers(ctx->device);
+    p.few = rows <= (uint32_t)(!wide_usable(ctx, half, true) ? FEW_ROWS_NARROW
+                               : small                       ? FEW_ROWS_SMALL
+                                                             : FEW_ROWS);
     p.matrix = half && op_wide(ctx) && !p.few && tiles_usable(ctx, true) &&
                gpu_module_usable(ctx->device, "moe_gather") &&
                gpu_module_usable(ctx->device, "moe_combine_sorted");
@@ -197,7 +202,7 @@ static moe_plan plan_make(const op_context *ctx, bool half, uint32_t rows, uint3
         p.tile_rows =
             tiles_group_rows(ctx, experts, expected < rows ? (uint32_t)expected : rows, 2 * width);
     else if (p.wide)
-        p.tile_rows = expected <= 16 ? 16 : expected <= 32 ? 32 : 64;
+        p.tile_rows = expected <= 16 ? 16 : expected <= 32 || small ? 32 : 64;
     else
         p.tile_rows =
             expected < NARROW_TILE_MAX ? round_up_pow2((uint32_t)expected) : NARROW_TILE_MAX;

@@ -15,6 +15,13 @@ bool op_small_device(const ful_device *device)
     return ful_device_get_info(device)->kind == FUL_DEVICE_INTEGRATED;
 }
 
+bool op_few_registers(const ful_device *device)
+{
+    const ful_caps *caps = device_caps(device);
+    return caps->workgroup_invocations < 256 ||
+           (caps->subgroup_max <= 16 && !device_is_cpu(device));
+}
+
 static uint64_t common_divisor(uint64_t a, uint64_t b)
 {
     while (b != 0) {

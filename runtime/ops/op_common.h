@@ -8,6 +8,11 @@
  * there. */
 bool op_small_device(const ful_device *device);
 
+/* GPUs whose compilers give an invocation about 64 registers, addresses included, whatever it
+ * needs: those that have narrow subgroups only (Mali) or workgroups near the floor's 128
+ * invocations (PowerVR). */
+bool op_few_registers(const ful_device *device);
+
 static inline uint32_t div_up_u32(uint32_t a, uint32_t b)
 {
     return a / b + (a % b != 0);

@@ -242,14 +242,8 @@ float f32_from_f16(uint16_t x)
 /* ---- tensors ---- */
 
 /* 1, or the power of two that brings a row's largest magnitude to [2^14, 2^15). */
-static float row_multiplier(const float *row, uint32_t cols)
+static float row_multiplier(uint32_t largest)
 {
-    uint32_t largest = 0;
-    for (uint32_t i = 0; i < cols; i++) {
-        uint32_t a = float_bits(row[i]) & 0x7fffffffu;
-        if (a > largest)
-            largest = a;
-    }
     if (bits_float(largest) <= 65504.0f)
         return 1.0f;
     return bits_float((127u + 14u - (largest >> 23) + 127u) << 23);
@@ -274,6 +268,7 @@ gpu_tensor fixture_tensor(device_fixture *f, ful_type type, uint32_t experts, ui
             uint64_t expert = window->expert0 + i / window->row_count;
             uint64_t r = expert * rows + window->row0 + i % window->row_count;
             const float *in = values + r * cols;
+            uint32_t largest = 0; /* magnitude of what is stored: rounding may leave fp16's range */
             fill_words(row, t.row_bytes, POISON_WORD); /* padding must not matter */
             for (uint32_t c = 0; c < cols; c++) {
                 float stored = in[c];
@@ -285,10 +280,12 @@ gpu_tensor fixture_tensor(device_fixture *f, ful_type type, uint32_t experts, ui
                     memcpy((uint16_t *)row + c, &h, 2);
                     stored = type == FUL_TYPE_F16 ? f32_from_f16(h) : f32_from_bf16(h);
                 }
+                uint32_t magnitude = float_bits(stored) & 0x7fffffffu;
+                largest = magnitude > largest ? magnitude : largest;
                 if (exact != NULL)
                     exact[r * cols + c] = stored;
             }
-            scale[r] = row_multiplier(in, cols);
+            scale[r] = row_multiplier(largest);
             scaled = scaled || scale[r] != 1.0f;
             memcpy(all + i * t.row_bytes, row, t.row_bytes);
         }

@@ -154,7 +154,10 @@ static const struct {
     {"Instruction Count", offsetof(row, instructions)},
     {"GPRs", offsetof(row, registers)}, /* Honeykrisp */
     {"Scratch", offsetof(row, scratch)},
-    {"Threads", offsetof(row, occupancy)},
+    {"Threads", offsetof(row, occupancy)},    /* PanVK, too */
+    {"Temp count", offsetof(row, registers)}, /* PowerVR */
+    {"Spill count", offsetof(row, spills)},
+    {"Inst group count", offsetof(row, instructions)},
 };
 
 static long statistic_value(const VkPipelineExecutableStatisticKHR *s)
