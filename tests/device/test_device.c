@@ -294,6 +294,119 @@ static void test_refused(void **state)
     assert_int_equal(seen.warnings, 1);
 }
 
+/* ---- a driver of a subset, as MoltenVK is one ---- */
+
+static const char SUBSET[] = "VK_KHR_portability_subset";
+static const char ENUMERATION[] = "VK_KHR_portability_enumeration";
+static PFN_vkEnumerateInstanceExtensionProperties real_instance_list;
+static PFN_vkEnumerateDeviceExtensionProperties real_device_list;
+static PFN_vkCreateInstance real_create_instance;
+static PFN_vkCreateDevice real_create_device;
+static bool enumeration_hidden;
+/* What the last instance and device were asked for with. */
+static bool asked_enumeration, asked_flag, asked_subset;
+
+/* What the loader lists, without the enumeration's extension if it is to be hidden. */
+static VKAPI_ATTR VkResult VKAPI_CALL instance_list(const char *layer, uint32_t *count,
+                                                    VkExtensionProperties *out)
+{
+    VkResult r = real_instance_list(layer, count, out);
+    for (uint32_t i = 0; out != NULL && enumeration_hidden && i < *count; i++)
+        if (strcmp(out[i].extensionName, ENUMERATION) == 0)
+            out[i--] = out[--*count];
+    return r;
+}
+
+/* What the driver lists, and the subset at the end. */
+static VKAPI_ATTR VkResult VKAPI_CALL device_list(VkPhysicalDevice physical, const char *layer,
+                                                  uint32_t *count, VkExtensionProperties *out)
+{
+    if (out != NULL)
+        --*count;
+    VkResult r = real_device_list(physical, layer, count, out);
+    if (r == VK_SUCCESS && out != NULL)
+        memcpy(out[*count].extensionName, SUBSET, sizeof SUBSET);
+    ++*count;
+    return r;
+}
+
+static VKAPI_ATTR VkResult VKAPI_CALL create_instance(const VkInstanceCreateInfo *info,
+                                                      const VkAllocationCallbacks *a,
+                                                      VkInstance *out)
+{
+    asked_flag = (info->flags & VK_INSTANCE_CREATE_ENUMERATE_PORTABILITY_BIT_KHR) != 0;
+    asked_enumeration = false;
+    for (uint32_t i = 0; i < info->enabledExtensionCount; i++)
+        if (strcmp(info->ppEnabledExtensionNames[i], ENUMERATION) == 0)
+            asked_enumeration = true;
+    return real_create_instance(info, a, out);
+}
+
+/* The real driver does not know the subset. */
+static VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice physical,
+                                                    const VkDeviceCreateInfo *info,
+                                                    const VkAllocationCallbacks *a, VkDevice *out)
+{
+    const char *names[32];
+    VkDeviceCreateInfo less = *info;
+    less.enabledExtensionCount = 0;
+    less.ppEnabledExtensionNames = names;
+    asked_subset = false;
+    assert_true(info->enabledExtensionCount <= 32);
+    for (uint32_t i = 0; i < info->enabledExtensionCount; i++)
+        if (strcmp(info->ppEnabledExtensionNames[i], SUBSET) == 0)
+            asked_subset = true;
+        else
+            names[less.enabledExtensionCount++] = info->ppEnabledExtensionNames[i];
+    return real_create_device(physical, &less, a, out);
+}
+
+/* The loader shows such drivers only to who asks, and they want their subset enabled. */
+static void test_portability(void **state)
+{
+    (void)state;
+    if (gpu_test_built_in())
+        skip();
+    real_instance_list = vkEnumerateInstanceExtensionProperties;
+    real_device_list = vkEnumerateDeviceExtensionProperties;
+    real_create_instance = vkCreateInstance;
+    real_create_device = vkCreateDevice;
+    VkExtensionProperties listed[64];
+    uint32_t count = 64;
+    bool there = false;
+    assert_true(vkEnumerateInstanceExtensionProperties(NULL, &count, listed) >= VK_SUCCESS);
+    for (uint32_t i = 0; i < count; i++)
+        there = there || strcmp(listed[i].extensionName, ENUMERATION) == 0;
+
+    vkEnumerateInstanceExtensionProperties = instance_list;
+    vkEnumerateDeviceExtensionProperties = device_list;
+    vkCreateInstance = create_instance;
+    vkCreateDevice = create_device;
+    for (int hidden = 0; hidden < 2; hidden++) {
+        static const char *const masks[] = {NULL, "-portability"};
+        ful_instance *in;
+        ful_device *d;
+        log_seen said = {0};
+        enumeration_hidden = hidden != 0;
+        in = gpu_test_instance(&said);
+        assert_true(asked_enumeration == (there && !hidden));
+        assert_true(asked_flag == asked_enumeration);
+        for (size_t i = 0; i < sizeof masks / sizeof masks[0]; i++) {
+            asked_subset = false;
+            d = gpu_test_open(in, masks[i]);
+            assert_true(asked_subset);
+            uint32_t features = ful_device_get_info(d)->caps.features;
+            assert_true(((features & FUL_FEATURE_PORTABILITY) != 0) == (masks[i] == NULL));
+            gpu_test_close(&d);
+        }
+        gpu_test_instance_end(&in);
+    }
+    vkEnumerateInstanceExtensionProperties = real_instance_list;
+    vkEnumerateDeviceExtensionProperties = real_device_list;
+    vkCreateInstance = real_create_instance;
+    vkCreateDevice = real_create_device;
+}
+
 static void test_instances(void **state)
 {
     (void)state;
@@ -365,6 +478,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_environment, setup, teardown),
         cmocka_unit_test(test_no_driver),
         cmocka_unit_test_setup_teardown(test_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_portability, setup, teardown),
         cmocka_unit_test(test_instances),
         cmocka_unit_test(test_allocation_failures),
     };
