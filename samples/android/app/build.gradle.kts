@@ -3,9 +3,10 @@ plugins {
     id("org.jetbrains.kotlin.android")
 }
 
-// Libraries built by tools/target-deps android-arm64, and glslang of this machine.
-val deps = providers.gradleProperty("fulgur.deps").orElse("$rootDir/../../build/deps-android-arm64")
-val glslang = providers.gradleProperty("fulgur.glslang").orElse("glslang")
+// Libraries built by tools/target-deps android-arm64. glslang of this machine is searched unless named.
+val deps = providers.gradleProperty("fulgur.deps")
+    .orElse(rootDir.resolve("../../build/deps-android-arm64").canonicalPath)
+val glslang = providers.gradleProperty("fulgur.glslang")
 
 android {
     namespace = "org.fulgur.sample"
@@ -21,7 +22,9 @@ android {
         ndk { abiFilters += "arm64-v8a" }
         externalNativeBuild {
             cmake {
-                arguments += listOf("-DFULGUR_DEPS=${deps.get()}", "-DFULGUR_GLSLANG=${glslang.get()}")
+                // Debug versions are optimised too: the processor computes where no GPU can.
+                arguments += listOf("-DFULGUR_DEPS=${deps.get()}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+                if (glslang.isPresent) arguments += "-DFULGUR_GLSLANG=${glslang.get()}"
             }
         }
     }

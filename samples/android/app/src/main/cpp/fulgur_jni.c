@@ -43,11 +43,21 @@ static void log_line(void *ctx, ful_log_level level, const char *message)
     __android_log_write(priority, TAG, message);
 }
 
+/* Java's own encoding is not UTF-8, and a driver's name or a file's need not be text at all. */
+static void make_ascii(char *text)
+{
+    for (; *text; text++)
+        *text = (unsigned char)*text < 0x80 ? *text : '?';
+}
+
 static void throw_line(JNIEnv *env, const char *line)
 {
+    char text[1200];
+    snprintf(text, sizeof text, "%s", line);
+    make_ascii(text);
     jclass kind = (*env)->FindClass(env, "java/io/IOException");
     if (kind)
-        (*env)->ThrowNew(env, kind, line);
+        (*env)->ThrowNew(env, kind, text);
 }
 
 static void throw_last(JNIEnv *env, ful_result result)
@@ -80,12 +90,15 @@ static bool send_text(listener *l, const char *text, size_t bytes)
 static bool on_token(void *ctx, int32_t token)
 {
     listener *l = ctx;
+    enum { PART = 512 }; /* bytes */
     size_t bytes;
     const char *text = ful_tokenizer_token_bytes(l->app->tokenizer, token, &bytes);
-    char out[FUL_UTF8_STREAM_ROOM(512)];
-    if (text && bytes <= 512 &&
-        !send_text(l, out, ful_utf8_stream_push(&l->stream, text, bytes, out)))
-        return false;
+    char out[FUL_UTF8_STREAM_ROOM(PART)];
+    for (size_t at = 0; at < bytes; at += PART) {
+        size_t part = bytes - at < PART ? bytes - at : PART;
+        if (!send_text(l, out, ful_utf8_stream_push(&l->stream, text + at, part, out)))
+            return false;
+    }
     return !atomic_load(&l->app->cancel);
 }
 
@@ -170,8 +183,7 @@ JNIEXPORT jstring JNICALL CALL(nativeDevice)(JNIEnv *env, jclass kind, jlong han
     for (uint32_t bit = 1; bit && n < sizeof text; bit <<= 1)
         if ((d->caps.features & bit) && ful_feature_name(bit))
             n += (size_t)snprintf(text + n, sizeof text - n, "%s ", ful_feature_name(bit));
-    for (char *c = text; *c; c++) /* a driver's name need not be UTF-8 */
-        *c = (unsigned char)*c < 0x80 ? *c : '?';
+    make_ascii(text);
     return (*env)->NewStringUTF(env, text);
 }
 

@@ -17,6 +17,8 @@ import android.widget.TextView
 import android.widget.Toast
 import java.io.File
 import java.io.IOException
+import java.io.InputStream
+import java.io.OutputStream
 import java.util.concurrent.Executors
 import java.util.concurrent.atomic.AtomicBoolean
 
@@ -34,6 +36,7 @@ class MainActivity : Activity(), Fulgur.Listener {
     @Volatile private var thermal = PowerManager.THERMAL_STATUS_NONE
     @Volatile private var visible = false
     @Volatile private var telling = false
+    @Volatile private var stopped = false // what is under way is to end
     private var seed = 0L
     private val thermalListener = PowerManager.OnThermalStatusChangedListener(::onThermal)
 
@@ -58,13 +61,13 @@ class MainActivity : Activity(), Fulgur.Listener {
     /** Nobody sees the text: the GPU and the battery are for others. Loading goes on. */
     override fun onStop() {
         visible = false
-        if (telling) engine?.cancel()
+        if (telling) cancel()
         super.onStop()
     }
 
     override fun onDestroy() {
         getSystemService(PowerManager::class.java).removeThermalStatusListener(thermalListener)
-        engine?.cancel()
+        cancel()
         worker.execute { engine?.close() }
         worker.shutdown()
         super.onDestroy()
@@ -82,11 +85,10 @@ class MainActivity : Activity(), Fulgur.Listener {
         }
         scroll = ScrollView(this).apply { addView(story) }
         status = TextView(this)
-        tell = button(R.string.tell) { if (busy.get()) engine?.cancel() else start() }
+        tell = button(R.string.tell) { if (busy.get()) cancel() else start() }
         row.addView(tell)
         row.addView(button(R.string.device) { showDevice() })
         row.addView(button(R.string.pick) {
-            @Suppress("DEPRECATION") // the replacement is in a library that this app does without
             startActivityForResult(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), PICK)
         })
         column.addView(prompt, LinearLayout.LayoutParams(MATCH_PARENT, WRAP_CONTENT))
@@ -133,19 +135,32 @@ class MainActivity : Activity(), Fulgur.Listener {
             return
         }
         tell.setText(R.string.stop)
+        stopped = false
         worker.execute {
             try {
                 piece()
             } catch (e: IOException) {
-                val line = e.message ?: e.toString()
-                say(if (line.startsWith("FUL_ERR_CANCELLED")) getString(R.string.cancelled) else line)
+                say(if (stopped) getString(R.string.cancelled) else e.message ?: e.toString())
+            } catch (e: RuntimeException) { // other apps' providers of documents throw such
+                say(e.toString())
             }
-            busy.set(false)
-            runOnUiThread { tell.setText(R.string.tell) }
+            runOnUiThread {
+                busy.set(false)
+                tell.setText(R.string.tell)
+            }
         }
     }
 
+    private fun cancel() {
+        stopped = true
+        engine?.cancel()
+    }
+
     private fun start() {
+        if (thermal >= PowerManager.THERMAL_STATUS_SEVERE) {
+            say(getString(R.string.hot))
+            return
+        }
         val text = prompt.text.toString()
         story.text = text
         work {
@@ -156,7 +171,9 @@ class MainActivity : Activity(), Fulgur.Listener {
                 telling = false
             }
             speed = s
-            if (s.textNs > 0) {
+            if (thermal >= PowerManager.THERMAL_STATUS_SEVERE) {
+                say(getString(R.string.hot))
+            } else if (s.textNs > 0) {
                 say(
                     getString(
                         R.string.speed, s.promptTokens, s.promptNs / 1e6, s.textTokens,
@@ -169,7 +186,7 @@ class MainActivity : Activity(), Fulgur.Listener {
 
     /** Whole code points only; on the worker's thread. */
     override fun onText(utf8: ByteArray) {
-        if (!visible) engine?.cancel() // it may have come before the generation began
+        if (!visible || stopped) engine?.cancel() // it may have come before the generation began
         val text = String(utf8, Charsets.UTF_8)
         runOnUiThread {
             story.append(text)
@@ -177,15 +194,14 @@ class MainActivity : Activity(), Fulgur.Listener {
         }
     }
 
-    override fun onProgress(phase: Int, part: Double) =
+    override fun onProgress(phase: Int, part: Double) {
+        if (stopped) engine?.cancel() // it may have come before the loading began
         say(getString(R.string.loading, (part * 100).toInt()))
+    }
 
     private fun onThermal(now: Int) {
         thermal = now
-        if (now >= PowerManager.THERMAL_STATUS_SEVERE && busy.get()) {
-            engine?.cancel()
-            say(getString(R.string.hot))
-        }
+        if (now >= PowerManager.THERMAL_STATUS_SEVERE && telling) cancel()
     }
 
     // ---- models ----
@@ -211,7 +227,6 @@ class MainActivity : Activity(), Fulgur.Listener {
         return folder
     }
 
-    @Deprecated("its replacement is in a library that this app does without")
     override fun onActivityResult(request: Int, result: Int, data: Intent?) {
         val tree = data?.data
         if (request == PICK && result == RESULT_OK && tree != null) {
@@ -224,7 +239,7 @@ class MainActivity : Activity(), Fulgur.Listener {
         }
     }
 
-    /** The library maps files, and a document is a stream: the files are copied. */
+    /** The library maps files, and a document is a stream: the files are copied, which can be stopped. */
     private fun copyTree(tree: Uri): File {
         val folder = fresh("picked")
         val children = DocumentsContract.buildChildDocumentsUriUsingTree(
@@ -241,10 +256,20 @@ class MainActivity : Activity(), Fulgur.Listener {
                 val uri = DocumentsContract.buildDocumentUriUsingTree(tree, rows.getString(0))
                 val input = contentResolver.openInputStream(uri)
                     ?: throw IOException("$name: cannot open")
-                input.use { from -> File(folder, name).outputStream().use { from.copyTo(it) } }
+                input.use { from -> File(folder, name).outputStream().use { copy(from, it) } }
             }
         }
         return folder
+    }
+
+    private fun copy(from: InputStream, to: OutputStream) {
+        val buffer = ByteArray(1 shl 20)
+        while (true) {
+            val bytes = from.read(buffer)
+            if (bytes < 0) return
+            if (stopped) throw IOException()
+            to.write(buffer, 0, bytes)
+        }
     }
 
     private companion object {
