@@ -220,6 +220,10 @@ static void test_no_driver(void **state)
     log_seen alone = {.messages = 0};
     const uint32_t vulkan_first = 0;
     uint32_t count = 1;
+#if defined(_WIN32)
+    skip(); /* the registry names the drivers; under wine the host's loader does not see the names
+             */
+#endif
     for (int i = 0; i < 3; i++) {
         const char *v = getenv(names[i]);
         kept[i] = v ? strdup(v) : NULL;

@@ -4,6 +4,10 @@
 
 #include <stdlib.h>
 
+/* cmocka.h says of its functions that they format as Microsoft's library does; ours
+ * (tools/target-deps) formats as C says. */
+#define __printf__ __gnu_printf__
+
 static inline int setenv(const char *name, const char *value, int overwrite)
 {
     return overwrite || !getenv(name) ? _putenv_s(name, value) : 0;
