@@ -55,6 +55,7 @@ struct gpu_commands {
     size_t part_count, part_capacity;
     VkDescriptorPool *sets;
     size_t sets_count, sets_capacity;
+    uint32_t sets_left, set_buffers_left; /* in the last pool */
     step *steps;
     size_t step_count, step_capacity;
     uint32_t dispatch_count, barrier_count;
@@ -422,8 +423,11 @@ static VkResult sets_pool_add(gpu_commands *c)
         .pPoolSizes = sizes,
     };
     VkResult r = d->fn.vkCreateDescriptorPool(d->vk, &info, NULL, &c->sets[c->sets_count]);
-    if (r == VK_SUCCESS)
+    if (r == VK_SUCCESS) {
         c->sets_count++;
+        c->sets_left = SETS_PER_POOL;
+        c->set_buffers_left = SETS_PER_POOL * BUFFERS_PER_SET;
+    }
     return r;
 }
 
@@ -434,8 +438,9 @@ static ful_result set_allocate(gpu_commands *c, const pipeline_layout *layout, V
         .descriptorSetCount = 1,
         .pSetLayouts = &layout->set,
     };
+    /* Vulkan 1.0 does not say what happens when a pool is asked for more than it has. */
     VkResult r = VK_ERROR_OUT_OF_POOL_MEMORY;
-    if (c->sets_count > 0) {
+    if (c->sets_count > 0 && c->sets_left > 0 && c->set_buffers_left >= layout->buffer_count) {
         info.descriptorPool = c->sets[c->sets_count - 1];
         r = c->device->fn.vkAllocateDescriptorSets(c->device->vk, &info, set);
     }
@@ -446,7 +451,11 @@ static ful_result set_allocate(gpu_commands *c, const pipeline_layout *layout, V
             r = c->device->fn.vkAllocateDescriptorSets(c->device->vk, &info, set);
         }
     }
-    return r == VK_SUCCESS ? FUL_OK : vk_fail(c->device, r, "allocating a descriptor set");
+    if (r != VK_SUCCESS)
+        return vk_fail(c->device, r, "allocating a descriptor set");
+    c->sets_left--;
+    c->set_buffers_left -= layout->buffer_count;
+    return FUL_OK;
 }
 
 /* Descriptor sizes are rounded up for vector loads at the end; buffers are padded for that. */

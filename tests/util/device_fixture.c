@@ -69,13 +69,15 @@ static void log_line(void *ctx, ful_log_level level, const char *message)
 static ful_result try_open(ful_instance **instance, ful_device **device, const char *caps)
 {
     bool validation = getenv("FULGUR_TEST_VALIDATION") != NULL;
+    /* A processor that poses as a GPU is no faster for it. */
+    uint32_t patience_ms = getenv("FULGUR_LAYER_PROFILE") != NULL ? 600000 : 0;
     TRY(ful_instance_create(instance,
                             ful_instance_params(.log = log_line, .log_level = FUL_LOG_WARNING,
                                                 .validation = validation)));
-    return ful_device_open(device, *instance,
-                           ful_device_params(.name_part = getenv("FULGUR_TEST_DEVICE"),
-                                             .caps = caps, .cache_dir = "",
-                                             .selftest = FUL_SELFTEST_NEVER));
+    return ful_device_open(
+        device, *instance,
+        ful_device_params(.name_part = getenv("FULGUR_TEST_DEVICE"), .caps = caps, .cache_dir = "",
+                          .wait_timeout_ms = patience_ms, .selftest = FUL_SELFTEST_NEVER));
 }
 
 /* Keeps drivers loaded until the process ends: some can't be unloaded and loaded again often. It is
