@@ -125,19 +125,19 @@ static void walks(VkResult result, size_t stride)
 static void test_lost(void **state)
 {
     (void)state;
-    walks(VK_ERROR_DEVICE_LOST, 17);
+    walks(VK_ERROR_DEVICE_LOST, 29);
 }
 
 static void test_host_memory(void **state)
 {
     (void)state;
-    walks(VK_ERROR_OUT_OF_HOST_MEMORY, 97);
+    walks(VK_ERROR_OUT_OF_HOST_MEMORY, 149);
 }
 
 static void test_device_memory(void **state)
 {
     (void)state;
-    walks(VK_ERROR_OUT_OF_DEVICE_MEMORY, 97);
+    walks(VK_ERROR_OUT_OF_DEVICE_MEMORY, 149);
 }
 
 int main(void)
