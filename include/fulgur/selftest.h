@@ -12,11 +12,13 @@
  * that was tried once costs nothing more.
  *
  * A kernel is noted as being tested before it first runs. If the process or the driver does not
- * live to see the end, the next one finds the note and does without the kernel.
+ * live to see the end, the next one finds the note and does without the kernel. On the disk there
+ * is one note for all tests of a load; after a stop of the whole machine, each test waits until its
+ * own is there, so that the next stop tells the kernel.
  *
  * FULGUR_FAULT makes tests fail, to see what follows: words "selftest:KERNEL" (wrong results),
- * "selftest:KERNEL:once" (wrong in one of the three runs) or "selftest:KERNEL:lost" (the device
- * stops), separated by commas. KERNEL is a name as the rows below have it, with or without the
+ * "selftest:KERNEL:once" (wrong in one of the three runs), "selftest:KERNEL:third" (wrong every
+ * third time) or "selftest:KERNEL:lost" (the device stops), separated by commas. KERNEL is a name as the rows below have it, with or without the
  * weights' type at its end; a * at the end stands for anything. The built-in device has no such
  * faults. Verdicts under FULGUR_FAULT are kept apart from the others. */
 #ifndef FULGUR_SELFTEST_H
@@ -46,6 +48,8 @@ typedef struct ful_selftest_row {
                               * element is missing */
     double ms;               /* all runs and the answer on the processor, without compiling */
     const char *why;         /* NULL if passed. Valid during the call */
+    double run_ms;           /* the fastest run, from submission to result: some drivers compile in
+                              * the first one */
 } ful_selftest_row;
 
 /* Returning false stops: FUL_ERR_CANCELLED. */

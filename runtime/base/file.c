@@ -392,7 +392,7 @@ ful_result file_read(const ful_alloc *a, const char *path, uint64_t max_bytes, c
     return result;
 }
 
-static ful_result write_all(const char *path, int fd, const void *data, size_t bytes)
+static ful_result write_all(const char *path, int fd, const void *data, size_t bytes, bool to_disk)
 {
     const char *p = data;
     while (bytes > 0) {
@@ -402,10 +402,10 @@ static ful_result write_all(const char *path, int fd, const void *data, size_t b
         p += n;
         bytes -= (size_t)n;
     }
-    return os_sync(fd) == 0 ? FUL_OK : io_fail(path, "cannot write to disk");
+    return !to_disk || os_sync(fd) == 0 ? FUL_OK : io_fail(path, "cannot write to disk");
 }
 
-ful_result file_write_atomic(const char *path, const void *data, size_t bytes)
+static ful_result write_beside(const char *path, const void *data, size_t bytes, bool to_disk)
 {
     static atomic_uint serial;
     char temp[PATH_BYTES];
@@ -423,16 +423,26 @@ ful_result file_write_atomic(const char *path, const void *data, size_t bytes)
     }
     if (fd < 0)
         return io_fail(temp, "cannot create");
-    ful_result result = write_all(temp, fd, data, bytes);
+    ful_result result = write_all(temp, fd, data, bytes, to_disk);
     if (os_close(fd) != 0 && result == FUL_OK)
         result = io_fail(temp, "cannot write");
     if (result == FUL_OK && os_replace(temp, path) != 0)
         result = io_fail(path, "cannot replace");
-    if (result == FUL_OK)
-        os_sync_folder(path);
-    else
+    if (result != FUL_OK)
         os_remove(temp);
+    else if (to_disk)
+        os_sync_folder(path);
     return result;
+}
+
+ful_result file_write_atomic(const char *path, const void *data, size_t bytes)
+{
+    return write_beside(path, data, bytes, true);
+}
+
+ful_result file_write_quick(const char *path, const void *data, size_t bytes)
+{
+    return write_beside(path, data, bytes, false);
 }
 
 bool file_exists(const char *path)

@@ -19,6 +19,9 @@ ful_result file_read(const ful_alloc *a, const char *path, uint64_t max_bytes, c
 
 /* Writes a temporary file beside `path` and renames it over `path`. */
 ful_result file_write_atomic(const char *path, const void *data, size_t bytes);
+/* Without waiting for the disk: whole for every process from now on, but if the machine stops in
+ * the next moments, what is found may be the file before, an empty one or a part. */
+ful_result file_write_quick(const char *path, const void *data, size_t bytes);
 
 bool file_exists(const char *path);
 bool path_is_dir(const char *path);

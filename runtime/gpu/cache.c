@@ -64,14 +64,20 @@ static uint64_t get64(const uint8_t *p)
     return get32(p) | (uint64_t)get32(p + 4) << 32;
 }
 
+/* Megabytes, so only once: every entry and every note of a self-test has it. */
 static uint64_t modules_hash(void)
 {
-    uint64_t h = HASH_SEED;
+    static _Atomic uint64_t known; /* 0: not yet */
+    uint64_t h = atomic_load(&known);
+    if (h != 0)
+        return h;
+    h = HASH_SEED;
     for (const shader_module *m = shader_modules; m->name; m++) {
         h = hash_bytes(h, m->name, strlen(m->name) + 1);
         if (m->code)
             h = hash_bytes(h, m->code, m->code_bytes);
     }
+    atomic_store(&known, h);
     return h;
 }
 
@@ -237,7 +243,7 @@ static void entry_ignored(const ful_device *d, const entry_kind *kind, const cha
 
 /* `entry` has room for the header before its payload. */
 static ful_result entry_store(const ful_device *d, const entry_kind *kind, uint8_t *entry,
-                              size_t bytes)
+                              size_t bytes, bool to_disk)
 {
     header_fill(d, kind, entry + CACHE_HEADER_BYTES, bytes - CACHE_HEADER_BYTES, entry);
     if (d->cache_set) {
@@ -251,7 +257,7 @@ static ful_result entry_store(const ful_device *d, const entry_kind *kind, uint8
         return mem_fail(CACHE_KEY_BYTES, "a cache path");
     ful_result r = path_make_dirs(d->cache_folder);
     if (r == FUL_OK)
-        r = file_write_atomic(path, entry, bytes);
+        r = to_disk ? file_write_atomic(path, entry, bytes) : file_write_quick(path, entry, bytes);
     mem_free(&d->alloc, path);
     return r;
 }
@@ -286,13 +292,14 @@ ful_result device_choices_store(ful_device *device)
         return FUL_OK;
     for (size_t i = 0; i < DEVICE_CHOICES; i++)
         put32(entry + CACHE_HEADER_BYTES + 4 * i, device->choices[i]);
-    return entry_store(device, &choices_kind, entry, sizeof(entry));
+    return entry_store(device, &choices_kind, entry, sizeof(entry), true);
 }
 
-uint8_t *cache_verdicts_load(const ful_device *d, size_t *bytes)
+uint8_t *cache_verdicts_load(const ful_device *d, size_t *bytes, bool *damaged)
 {
     uint8_t *entry = entry_load(d, &verdicts_kind, bytes);
     const char *fault = entry ? entry_fault(d, &verdicts_kind, entry, *bytes) : NULL;
+    *damaged = fault != NULL;
     if (fault) {
         entry_ignored(d, &verdicts_kind, fault);
         mem_free(&d->alloc, entry);
@@ -305,7 +312,8 @@ uint8_t *cache_verdicts_load(const ful_device *d, size_t *bytes)
     return entry;
 }
 
-ful_result cache_verdicts_store(const ful_device *d, const uint8_t *payload, size_t bytes)
+ful_result cache_verdicts_store(const ful_device *d, const uint8_t *payload, size_t bytes,
+                                bool to_disk)
 {
     if (!d->cache_folder && !d->cache_set)
         return FUL_OK;
@@ -313,7 +321,7 @@ ful_result cache_verdicts_store(const ful_device *d, const uint8_t *payload, siz
     if (!entry)
         return mem_fail(CACHE_HEADER_BYTES + bytes, "self-test verdicts");
     memcpy(entry + CACHE_HEADER_BYTES, payload, bytes);
-    ful_result r = entry_store(d, &verdicts_kind, entry, CACHE_HEADER_BYTES + bytes);
+    ful_result r = entry_store(d, &verdicts_kind, entry, CACHE_HEADER_BYTES + bytes, to_disk);
     mem_free(&d->alloc, entry);
     return r;
 }
@@ -362,7 +370,7 @@ void cache_close(ful_device *d, bool releasable)
         uint8_t *entry = mem_alloc(&d->alloc, CACHE_HEADER_BYTES + bytes);
         if (entry && d->fn.vkGetPipelineCacheData(d->vk, d->cache, &bytes,
                                                   entry + CACHE_HEADER_BYTES) == VK_SUCCESS) {
-            if (entry_store(d, &pipelines_kind, entry, CACHE_HEADER_BYTES + bytes) != FUL_OK)
+            if (entry_store(d, &pipelines_kind, entry, CACHE_HEADER_BYTES + bytes, true) != FUL_OK)
                 log_write(&d->instance->log, FUL_LOG_WARNING, "pipeline cache not stored: %s",
                           ful_last_error());
         }

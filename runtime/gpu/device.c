@@ -532,6 +532,11 @@ bool device_tests_itself(const ful_device *device)
     return device->tests_itself;
 }
 
+bool device_notes_to_disk(const ful_device *device)
+{
+    return device->notes_to_disk;
+}
+
 bool device_is_cpu(const ful_device *device)
 {
     return device->info.kind == FUL_DEVICE_CPU;

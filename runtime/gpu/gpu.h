@@ -209,8 +209,11 @@ void gpu_trust_forget(ful_device *device); /* all verdicts */
 bool gpu_family_usable(const ful_device *device, const char *family);
 /* Grows with every change of what is quarantined: plans made before may choose other kernels. */
 uint32_t gpu_trust_changes(const ful_device *device);
-/* Keeps the verdicts beside the pipeline cache; does nothing if the device was opened without. */
-ful_result device_trust_store(ful_device *device);
+/* Keeps the verdicts beside the pipeline cache, on the disk if it must outlive the machine's stop;
+ * does nothing if the device was opened without. */
+ful_result device_trust_store(ful_device *device, bool to_disk);
+/* Must every note of a test be on the disk before it begins? Else one for all of them is enough. */
+bool device_notes_to_disk(const ful_device *device);
 /* The next module of unknown trust that a pipeline was noted of; *at begins at 0. */
 bool gpu_pipeline_next_unknown(ful_device *device, uint32_t *at, const char **module);
 /* False if the device was opened with FUL_SELFTEST_NEVER. */
@@ -220,7 +223,8 @@ bool device_tests_itself(const ful_device *device);
 typedef enum gpu_fault {
     GPU_FAULT_NONE,
     GPU_FAULT_WRONG,
-    GPU_FAULT_ONCE, /* in one of the repetitions */
+    GPU_FAULT_ONCE,  /* in one of the repetitions */
+    GPU_FAULT_THIRD, /* in every third */
     GPU_FAULT_LOST
 } gpu_fault;
 gpu_fault gpu_module_fault(const ful_device *device, const char *module);

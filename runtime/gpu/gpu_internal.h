@@ -129,7 +129,8 @@ struct ful_device {
     _Atomic uint32_t trust_changes;
     VkDevice processor; /* threads of ops without a trusted kernel; NULL: none so far */
     bool tests_itself;
-    char *fault; /* FULGUR_FAULT, or NULL */
+    bool notes_to_disk; /* every note of a test, before it begins */
+    char *fault;        /* FULGUR_FAULT, or NULL */
     ful_cache_get_fn cache_get;
     ful_cache_set_fn cache_set;
     void *cache_ctx;
@@ -209,10 +210,11 @@ enum { CACHE_HEADER_BYTES = 112 };
 ful_result cache_open(ful_device *device, const ful_device_params *params);
 /* Stores it if it grew. */
 void cache_close(ful_device *device, bool releasable);
-/* What cache_verdicts_store kept: from mem_alloc, or NULL. */
-uint8_t *cache_verdicts_load(const ful_device *device, size_t *bytes);
+/* What cache_verdicts_store kept: from mem_alloc, or NULL; *damaged if there is something else. */
+uint8_t *cache_verdicts_load(const ful_device *device, size_t *bytes, bool *damaged);
 /* Does nothing without a cache. */
-ful_result cache_verdicts_store(const ful_device *device, const uint8_t *payload, size_t bytes);
+ful_result cache_verdicts_store(const ful_device *device, const uint8_t *payload, size_t bytes,
+                                bool to_disk);
 /* FNV-1a, 64 bits. */
 uint64_t hash_bytes(uint64_t seed, const void *data, size_t bytes);
 #define HASH_SEED 14695981039346656037u

@@ -208,6 +208,8 @@ static bool fault_parse(char *word, const char **name, gpu_fault *kind)
         *colon = 0;
         if (strcmp(colon + 1, "once") == 0)
             *kind = GPU_FAULT_ONCE;
+        else if (strcmp(colon + 1, "third") == 0)
+            *kind = GPU_FAULT_THIRD;
         else if (strcmp(colon + 1, "lost") == 0)
             *kind = GPU_FAULT_LOST;
         else if (strcmp(colon + 1, "wrong") != 0)
@@ -247,7 +249,7 @@ static ful_result fault_open(ful_device *d)
         if (!fault_parse(word, &name, &kind))
             return fail(FUL_ERR_ARGUMENT,
                         "FULGUR_FAULT: \"%s\" is not selftest:MODULE or selftest:MODULE:wrong, "
-                        ":once or :lost",
+                        ":once, :third or :lost",
                         shown);
     }
     /* Faults are those of drivers, for which the built-in device is the last resort. */
@@ -293,10 +295,18 @@ static void payload_read(ful_device *d, const uint8_t *payload, size_t bytes)
     if (bytes < HEAD_BYTES || get32(payload) != TRUST_VERSION ||
         get32(payload + 4) != ful_version())
         return;
+    /* The note for many kernels, with which tests begin: the machine stopped before the one of
+     * the kernel that did it was on the disk. */
+    uint32_t crashed = 0;
+    for (size_t at = HEAD_BYTES; at + RECORD_BYTES <= bytes; at += RECORD_BYTES)
+        crashed += get32(payload + at + 8) == GPU_TRUST_TESTING &&
+                   trust_read(payload + at) == GPU_TRUST_CRASHED;
+    d->notes_to_disk = crashed > 1;
     for (size_t at = HEAD_BYTES; at + RECORD_BYTES <= bytes; at += RECORD_BYTES) {
         uint64_t hash = get32(payload + at) | (uint64_t)get32(payload + at + 4) << 32;
         for (uint32_t i = 0; i < shader_module_count; i++)
-            if (name_hash(i) == hash)
+            if (name_hash(i) == hash &&
+                (crashed <= 1 || get32(payload + at + 8) != GPU_TRUST_TESTING))
                 gpu_module_set_trust(d, shader_modules[i].name, trust_read(payload + at));
     }
 }
@@ -315,12 +325,14 @@ static void quarantine_tell(const ful_device *d)
 ful_result trust_open(ful_device *d)
 {
     size_t bytes;
+    bool damaged;
     d->trust = mem_zalloc(&d->alloc, shader_module_count, sizeof(*d->trust));
     d->hidden = mem_zalloc(&d->alloc, shader_module_count, sizeof(*d->hidden));
     if (d->trust == NULL || d->hidden == NULL)
         return mem_fail(shader_module_count, "verdicts on shaders");
     TRY(fault_open(d));
-    uint8_t *payload = cache_verdicts_load(d, &bytes);
+    uint8_t *payload = cache_verdicts_load(d, &bytes, &damaged);
+    d->notes_to_disk = damaged; /* a note that the machine's stop cut, perhaps */
     if (payload != NULL)
         payload_read(d, payload, bytes);
     mem_free(&d->alloc, payload);
@@ -335,7 +347,7 @@ void trust_close(ful_device *d)
     mem_free(&d->alloc, d->fault);
 }
 
-ful_result device_trust_store(ful_device *d)
+ful_result device_trust_store(ful_device *d, bool to_disk)
 {
     size_t bytes = HEAD_BYTES;
     uint8_t *payload =
@@ -356,7 +368,7 @@ ful_result device_trust_store(ful_device *d)
         put32(payload + bytes + 12, trust == GPU_TRUST_TESTING ? process_id() : 0);
         bytes += RECORD_BYTES;
     }
-    ful_result r = cache_verdicts_store(d, payload, bytes);
+    ful_result r = cache_verdicts_store(d, payload, bytes, to_disk);
     mem_free(&d->alloc, payload);
     return r;
 }

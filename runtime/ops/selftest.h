@@ -72,6 +72,8 @@ typedef struct kat {
     uint64_t want_count;
     kat_check checks[4];
     uint32_t check_count;
+    uint32_t runs;
+    uint64_t first_ns, others_ns, least_ns; /* of runs, from submission to result */
 } kat;
 
 ful_result kat_open(ful_device *device, op_shape shape, bool dry, kat *k);

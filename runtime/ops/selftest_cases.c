@@ -279,7 +279,6 @@ static ful_result matmul_record(kat *k, uint32_t mode)
     uint32_t outs = blocks ? 192 : 140, stride = blocks ? outs : outs + GAP;
     TRY(mode_begin(k, mode));
     uint32_t cols = mode & IN_PARTS ? COLS_MOST : rows > 1 && rows <= 8 ? 72 : 264;
-    double y[COLS_MOST];
     op_fused_norm fused;
     op_matmul_args a = {.x = inputs_of(k, mode, cols),
                         .out_stride = stride,
@@ -303,15 +302,19 @@ static ful_result matmul_record(kat *k, uint32_t mode)
     }
     if (mode & IN_PARTS)
         a.scratch = gpu_whole(&k->scratch);
-    double *want = kat_want(k, (uint64_t)real * outs), *want_y = kat_want(k, cols);
-    if (want == NULL || want_y == NULL)
+    double *want = kat_want(k, (uint64_t)real * outs), *y = kat_want(k, (uint64_t)real * cols);
+    double weights[COLS_MOST];
+    if (want == NULL || y == NULL)
         return no_room();
-    for (uint32_t r = 0; r < real && !k->dry; r++) {
-        product_input(y, mode, r, cols, cols + GATES_MORE);
-        for (uint32_t n = 0; n < outs; n++) {
+    for (uint32_t r = 0; r < real && !k->dry; r++)
+        product_input(y + (uint64_t)r * cols, mode, r, cols, cols + GATES_MORE);
+    for (uint32_t n = 0; n < outs && !k->dry; n++) {
+        for (uint32_t c = 0; c < cols; c++)
+            weights[c] = kat_value(W, n * cols + c);
+        for (uint32_t r = 0; r < real; r++) {
             double sum = 0;
             for (uint32_t c = 0; c < cols; c++)
-                sum += y[c] * kat_value(W, n * cols + c);
+                sum += y[r * cols + c] * weights[c];
             want[r * outs + n] = norm ? sum : activated(sum, n, SPLIT);
         }
     }
@@ -324,10 +327,8 @@ static ful_result matmul_record(kat *k, uint32_t mode)
         kat_expect(k, KAT_F32, a.out, real, outs, stride, want, TOLERANCE_F32);
         kat_untouched(k, a.out, real, 4 * (uint64_t)stride);
     }
-    if (norm && fused.out.buffer != NULL) {
-        memcpy(want_y, y, cols * sizeof(*y));
-        kat_expect(k, KAT_F32, fused.out, 1, cols, cols, want_y, TOLERANCE_F32);
-    }
+    if (norm && fused.out.buffer != NULL)
+        kat_expect(k, KAT_F32, fused.out, 1, cols, cols, y, TOLERANCE_F32);
     set_rows(k, real);
     TRY(kat_record_begin(k));
     return op_matmul(&k->ctx, &a);
@@ -383,21 +384,26 @@ static ful_result route_record(kat *k, uint32_t mode)
 
 enum { EXPERTS = 5, TOP_K = 2, DIM = 72, WIDTH = 40 };
 
-/* out += weight * W2 (SiLU(W1 x) * (W3 x)) of one expert. */
-static void expert_add(const double *x, uint32_t expert, double weight, double *out)
+enum { W13_COUNT = EXPERTS * 2 * WIDTH * DIM, W2_COUNT = EXPERTS * DIM * WIDTH };
+
+/* out += weight * W2 (SiLU(W1 x) * (W3 x)) of one expert; w: all of W1 and W3, then W2. */
+static void expert_add(const double *w, const double *x, uint32_t expert, double weight,
+                       double *out)
 {
+    const double *w13 = w + (uint64_t)expert * 2 * WIDTH * DIM;
+    const double *w2 = w + W13_COUNT + (uint64_t)expert * DIM * WIDTH;
     double hidden[WIDTH];
     for (uint32_t i = 0; i < WIDTH; i++) {
         double sum[2] = {0, 0};
         for (uint32_t half = 0; half < 2; half++)
             for (uint32_t c = 0; c < DIM; c++)
-                sum[half] += x[c] * kat_value(W, (expert * 2 * WIDTH + 2 * i + half) * DIM + c);
+                sum[half] += x[c] * w13[(2 * i + half) * DIM + c];
         hidden[i] = sum[0] * sigmoid(sum[0]) * sum[1];
     }
     for (uint32_t n = 0; n < DIM; n++) {
         double sum = 0;
         for (uint32_t i = 0; i < WIDTH; i++)
-            sum += hidden[i] * kat_value(W2, (expert * DIM + n) * WIDTH + i);
+            sum += hidden[i] * w2[n * WIDTH + i];
         out[n] += weight * sum;
     }
 }
@@ -434,9 +440,13 @@ static ful_result moe_record(kat *k, uint32_t mode)
     /* The second matrix in one window lets one row go through it and the sum at once. */
     TRY(kat_weights(k, EXPERTS, DIM, WIDTH, rows == 1 ? (uint32_t)EXPERTS : 4, W2, &a.w2));
     double *pairs = kat_want(k, (uint64_t)rows * TOP_K * 2);
-    double *want = kat_want(k, (uint64_t)real * DIM);
-    if (pairs == NULL || want == NULL)
+    double *want = kat_want(k, (uint64_t)real * DIM), *w = kat_want(k, W13_COUNT + W2_COUNT);
+    if (pairs == NULL || want == NULL || w == NULL)
         return no_room();
+    for (uint32_t i = 0; i < W13_COUNT && !k->dry; i++)
+        w[i] = kat_value(W, i);
+    for (uint32_t i = 0; i < W2_COUNT && !k->dry; i++)
+        w[W13_COUNT + i] = kat_value(W2, i);
     moe_routes(pairs, rows, choose);
     uint8_t *host;
     if (choose) {
@@ -457,7 +467,7 @@ static ful_result moe_record(kat *k, uint32_t mode)
             x[c] = kat_gain(r) * kat_value(X, r * DIM + c);
         for (uint32_t i = 0; i < TOP_K; i++) {
             const double *pair = pairs + (uint64_t)(r * TOP_K + i) * 2;
-            expert_add(x, (uint32_t)pair[0], pair[1], want + (uint64_t)r * DIM);
+            expert_add(w, x, (uint32_t)pair[0], pair[1], want + (uint64_t)r * DIM);
         }
     }
     a.out = kat_result(k, (uint64_t)rows * DIM * 4);
@@ -486,14 +496,16 @@ static gpu_range decay_input(kat *k)
 static void lightning_token(uint32_t row, uint32_t h, uint32_t heads, double *state, double *out)
 {
     uint32_t first = (row * heads + h) * 3 * HEAD_DIM;
-    double decay = exp(-slopes[h]), gain = kat_gain(row), q[HEAD_DIM];
-    for (uint32_t i = 0; i < HEAD_DIM; i++)
+    double decay = exp(-slopes[h]), gain = kat_gain(row), q[HEAD_DIM], v[HEAD_DIM];
+    for (uint32_t i = 0; i < HEAD_DIM; i++) {
         q[i] = gain * kat_value(X, first + i);
+        v[i] = gain * kat_value(X, first + 2 * HEAD_DIM + i);
+    }
     for (uint32_t i = 0; i < HEAD_DIM; i++) {
         double key = gain * kat_value(X, first + HEAD_DIM + i);
         for (uint32_t j = 0; j < HEAD_DIM; j++) {
             double *s = &state[i * HEAD_DIM + j];
-            *s = decay * *s + key * gain * kat_value(X, first + 2 * HEAD_DIM + j);
+            *s = decay * *s + key * v[j];
             out[j] += q[i] * *s;
         }
     }
@@ -610,11 +622,12 @@ static void head_read(const float *rope, uint32_t t, uint32_t head, double *out)
     }
 }
 
-/* keys: [TOKENS][KV_HEADS][HEAD_DIM], rotated. */
-static void attend(const float *rope, const double *keys, uint32_t t, uint32_t head, double *out)
+/* keys, values: [TOKENS][KV_HEADS][HEAD_DIM], keys rotated. */
+static void attend(const float *rope, const double *keys, const double *values, uint32_t t,
+                   uint32_t head, double *out)
 {
     uint32_t kv = head / (Q_HEADS / KV_HEADS);
-    double q[HEAD_DIM], value[HEAD_DIM], weight[TOKENS], most = -INFINITY, sum = 0;
+    double q[HEAD_DIM], weight[TOKENS], most = -INFINITY, sum = 0;
     head_read(rope, t, head, q);
     for (uint32_t j = 0; j <= t; j++) {
         const double *key = keys + (uint64_t)(j * KV_HEADS + kv) * HEAD_DIM;
@@ -626,20 +639,23 @@ static void attend(const float *rope, const double *keys, uint32_t t, uint32_t h
     for (uint32_t j = 0; j <= t; j++)
         sum += weight[j] = exp(weight[j] - most);
     for (uint32_t j = 0; j <= t; j++) {
-        head_read(rope, j, Q_HEADS + KV_HEADS + kv, value);
+        const double *value = values + (uint64_t)(j * KV_HEADS + kv) * HEAD_DIM;
         for (uint32_t i = 0; i < HEAD_DIM; i++)
             out[i] += weight[j] / sum * value[i];
     }
 }
 
-static void attention_answer(const float *rope, double *keys, double *want)
+static void attention_answer(const float *rope, double *keys, double *values, double *want)
 {
     for (uint32_t t = 0; t < TOKENS; t++)
-        for (uint32_t h = 0; h < KV_HEADS; h++)
-            head_read(rope, t, Q_HEADS + h, keys + (uint64_t)(t * KV_HEADS + h) * HEAD_DIM);
+        for (uint32_t h = 0; h < KV_HEADS; h++) {
+            uint64_t at = (uint64_t)(t * KV_HEADS + h) * HEAD_DIM;
+            head_read(rope, t, Q_HEADS + h, keys + at);
+            head_read(rope, t, Q_HEADS + KV_HEADS + h, values + at);
+        }
     for (uint32_t t = 0; t < TOKENS; t++)
         for (uint32_t h = 0; h < Q_HEADS; h++)
-            attend(rope, keys, t, h, want + (uint64_t)(t * Q_HEADS + h) * HEAD_DIM);
+            attend(rope, keys, values, t, h, want + (uint64_t)(t * Q_HEADS + h) * HEAD_DIM);
 }
 
 /* A chunk whose keys cross from one window into the next, then a token on its own; the cache is
@@ -651,7 +667,8 @@ static ful_result attention_record(kat *k, uint32_t mode)
     double tolerance = half ? TOLERANCE_HALF : TOLERANCE_F32;
     float *table, *decode_table;
     double *keys = kat_want(k, TOKENS * KV_HEADS * HEAD_DIM), *want = kat_want(k, TOKENS * INNER);
-    if (keys == NULL || want == NULL)
+    double *values = kat_want(k, TOKENS * KV_HEADS * HEAD_DIM);
+    if (keys == NULL || want == NULL || values == NULL)
         return no_room();
     float *host;
     op_attention_args a = {.qkv_stride = QKV_WIDTH,
@@ -675,7 +692,7 @@ static ful_result attention_record(kat *k, uint32_t mode)
         host[i] = (float)kat_value(X, i);
     memcpy(decode_host, host + (uint64_t)CHUNK_REAL * QKV_WIDTH, QKV_WIDTH * 4);
     if (!k->dry)
-        attention_answer(table, keys, want);
+        attention_answer(table, keys, values, want);
     a.out = kat_result(k, CHUNK * INNER * 4);
     one.out = kat_result(k, INNER * 4);
     kat_expect(k, KAT_F32, a.out, CHUNK_REAL, INNER, INNER, want, tolerance);

@@ -380,6 +380,10 @@ static void test_file_write(void **state)
     assert_int_equal(file_read(NULL, target, 100, &text, &bytes), FUL_OK);
     assert_string_equal(text, "second");
     mem_free(NULL, text);
+    assert_int_equal(file_write_quick(target, "third", 5), FUL_OK);
+    assert_int_equal(file_read(NULL, target, 100, &text, &bytes), FUL_OK);
+    assert_string_equal(text, "third");
+    mem_free(NULL, text);
     assert_int_equal(file_write_atomic(target, NULL, 0), FUL_OK);
     assert_int_equal(file_read(NULL, target, 100, &text, &bytes), FUL_OK);
     assert_int_equal(bytes, 0);
