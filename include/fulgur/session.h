@@ -29,7 +29,17 @@ FUL_API void ful_session_destroy(ful_session **session);
 /* Forgets all tokens. Cheap: no memory is given back. Needed after FUL_ERR_NOT_FINITE. */
 FUL_API ful_result ful_session_reset(ful_session *session);
 
-/* Tokens fed so far; the pointer is valid until the next call on the session. */
+/* Tokens fed so far, after an error those that were fed for certain; works without the device. The
+ * pointer is valid until the next call on the session.
+ *
+ * A lost device (FUL_ERR_DEVICE_LOST) takes all sessions and models on it along: their calls fail
+ * from then on, but this one still gives the tokens. What was under way is not among them: the
+ * chunk of a prefill, or the token that ful_generate gave to its callback last and was feeding. To
+ * go on: copy the tokens, destroy sessions and model, close the device; open it or another one,
+ * load the model, create a session, ful_prefill the copied tokens and those after them that the
+ * caller has, and ful_generate with what is left of max_tokens. As draws depend on the seed and the
+ * number of tokens only, the text goes on as it would have, up to the rounding between a token that
+ * is prefilled and one that was decoded. */
 FUL_API size_t ful_session_tokens(const ful_session *session, const int32_t **tokens);
 
 /* Appends tokens; afterwards the logits are those of the last one. Any split into calls gives the
@@ -93,8 +103,9 @@ typedef enum ful_stop {
     FUL_STOP_CONTEXT = 4   /* the session's max_tokens is reached */
 } ful_stop;
 
-/* Sample, hand over, decode, until something stops it (*stop, may be NULL). At least one token must
- * have been fed. Sampling happens on the device when params->sampler has no mask. */
+/* Sample, hand over, decode, until something stops it (*stop, may be NULL; FUL_STOP_NONE: an
+ * error). At least one token must have been fed. Sampling happens on the device when
+ * params->sampler has no mask. */
 FUL_API ful_result ful_generate(ful_session *session, const ful_generate_params *params,
                                 ful_token_fn fn, void *ctx, ful_stop *stop);
 
