@@ -81,7 +81,7 @@ ful_result builtin_facts_read(uint32_t index, uint32_t threads, device_facts *fa
     info->driver_version = FUL_VERSION;
     limits_fill(memory, &info->caps);
     facts->raw = info->caps;
-    TRY(caps_apply(getenv("FULGUR_CAPS"), "FULGUR_CAPS", &info->caps));
+    TRY(caps_apply(getenv("FULGUR_CAPS"), "FULGUR_CAPS", info->kind, &info->caps));
     info->usable = caps_meet_floor(&info->caps, &facts->raw, info->why_not, sizeof(info->why_not));
     return FUL_OK;
 }

@@ -163,7 +163,27 @@ static bool limit_apply(word key, uint64_t v, ful_caps *caps)
     return true;
 }
 
-static ful_result word_apply(word w, const char *source, ful_caps *caps)
+/* "16x8x16" */
+static bool shape_parse(word w, ful_matrix_shape *out)
+{
+    uint64_t sizes[3];
+    for (int i = 0; i < 3; i++) {
+        const char *x = i < 2 ? memchr(w.text, 'x', w.bytes) : w.text + w.bytes;
+        if (!x)
+            return false;
+        word size = {w.text, (size_t)(x - w.text)};
+        if (!number_parse(size, &sizes[i]) || sizes[i] > UINT32_MAX)
+            return false;
+        if (i < 2) {
+            w.bytes -= size.bytes + 1;
+            w.text = x + 1;
+        }
+    }
+    *out = (ful_matrix_shape){(uint32_t)sizes[0], (uint32_t)sizes[1], (uint32_t)sizes[2]};
+    return true;
+}
+
+static ful_result word_apply(word w, const char *source, ful_device_kind kind, ful_caps *caps)
 {
     int bytes = w.bytes > 60 ? 60 : (int)w.bytes;
     if (w.text[0] == '-') {
@@ -181,6 +201,14 @@ static ful_result word_apply(word w, const char *source, ful_caps *caps)
     word key = {w.text, (size_t)(equals - w.text)};
     word value = {equals + 1, w.bytes - key.bytes - 1};
     uint64_t v;
+    ful_matrix_shape shape;
+    if (word_is(key, "matrix")) {
+        if (!shape_parse(value, &shape))
+            return fail(FUL_ERR_ARGUMENT, "%s: \"%.*s\" has no shape MxNxK after \"=\"", source,
+                        bytes, w.text);
+        caps_hold_matrix(kind, shape, caps);
+        return FUL_OK;
+    }
     if (!number_parse(value, &v))
         return fail(FUL_ERR_ARGUMENT, "%s: \"%.*s\" has no whole number after \"=\"", source, bytes,
                     w.text);
@@ -200,12 +228,12 @@ static bool word_next(const char **text, word *w)
     return w->bytes > 0;
 }
 
-ful_result caps_apply(const char *text, const char *source, ful_caps *caps)
+ful_result caps_apply(const char *text, const char *source, ful_device_kind kind, ful_caps *caps)
 {
     ful_caps c = *caps;
     word w;
     while (text && word_next(&text, &w))
-        TRY(word_apply(w, source, &c));
+        TRY(word_apply(w, source, kind, &c));
     *caps = c;
     return FUL_OK;
 }

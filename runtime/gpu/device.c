@@ -273,7 +273,7 @@ static ful_result device_fill(ful_device *d, const ful_device_params *p)
 {
     ful_caps caps = d->facts.info.caps;
     caps_remove(p->caps_off, &caps);
-    TRY(caps_apply(p->caps, "ful_device_params.caps", &caps));
+    TRY(caps_apply(p->caps, "ful_device_params.caps", d->facts.info.kind, &caps));
     d->info = d->facts.info;
     d->info.caps = caps;
     if (d->info.usable)

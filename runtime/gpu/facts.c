@@ -280,7 +280,7 @@ static ful_result facts_settle(const VkPhysicalDeviceProperties *plain, VkDriver
     facts->raw = *caps;
     caps_identity identity = {plain->vendorID, plain->deviceID, driver};
     caps_distrust(&identity, caps);
-    TRY(caps_apply(getenv("FULGUR_CAPS"), "FULGUR_CAPS", caps));
+    TRY(caps_apply(getenv("FULGUR_CAPS"), "FULGUR_CAPS", info->kind, caps));
     info->usable = caps_meet_floor(caps, &facts->raw, info->why_not, sizeof(info->why_not));
     if (info->usable && !queue) {
         info->usable = false;

@@ -26,9 +26,9 @@ struct ful_instance {
 const char *vk_result_name(VkResult result);
 
 /* ---- caps.c: pure functions on ful_caps ---- */
-/* Takes away what `text` says ("-fp16,shared=16384"). FUL_ERR_ARGUMENT names the word; `source`
- * says where the text came from. *caps is untouched then. */
-ful_result caps_apply(const char *text, const char *source, ful_caps *caps);
+/* Takes away what `text` says ("-fp16,shared=16384") from a device of this kind. FUL_ERR_ARGUMENT
+ * names the word; `source` says where the text came from. *caps is untouched then. */
+ful_result caps_apply(const char *text, const char *source, ful_device_kind kind, ful_caps *caps);
 /* Takes away feature bits and what depends on them. */
 void caps_remove(uint32_t features, ful_caps *caps);
 /* False if below the floor; then why[0..bytes) says which limit falls short. `raw` is the device
@@ -52,6 +52,9 @@ void caps_add_flexible(ful_caps *caps, const ful_matrix_grain *grain);
 /* Once all shapes are noted: the subgroup size to require, and no coopmat without a known shape or
  * where a subgroup's size can't be relied on. */
 void caps_settle_matrices(uint32_t vendor_id, ful_caps *caps);
+/* Leaves this shape alone; no coopmat without it. A CPU device gets it even if it does not list it
+ * (its driver makes loops of any shape), so that tests can run what GPUs have. */
+void caps_hold_matrix(ful_device_kind kind, ful_matrix_shape shape, ful_caps *caps);
 /* Asks the device for both lists. */
 void matrices_read(VkInstance instance, VkPhysicalDevice physical, uint32_t vendor_id,
                    ful_caps *caps);

@@ -52,6 +52,19 @@ void caps_settle_matrices(uint32_t vendor_id, ful_caps *caps)
         caps_remove(FUL_FEATURE_COOPMAT, caps);
 }
 
+void caps_hold_matrix(ful_device_kind kind, ful_matrix_shape shape, ful_caps *caps)
+{
+    bool held = false;
+    for (uint32_t i = 0; i < caps->matrix_count; i++)
+        held = held || memcmp(&caps->matrix[i], &shape, sizeof(shape)) == 0;
+    held = held || (kind == FUL_DEVICE_CPU && caps->matrix_count > 0);
+    memset(caps->matrix, 0, sizeof(caps->matrix));
+    caps->matrix_count = 0;
+    if (held)
+        caps_add_matrix(caps, shape);
+    caps_remove(caps->matrix_count > 0 ? 0 : FUL_FEATURE_COOPMAT, caps);
+}
+
 /* The loader keeps these functions by instance: pointers from one that is gone, such as volk's
  * globals may be, lead nowhere. */
 #ifdef VK_KHR_cooperative_matrix

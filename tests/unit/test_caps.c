@@ -41,7 +41,7 @@ static void test_limits(void **state)
     ful_caps c = rich();
     assert_int_equal(caps_apply("shared=16384,workgroup=128, buffers=4 ,range=1048576,"
                                 "allocation=2000000,push=128,memory=1000000,unified=0",
-                                "test", &c),
+                                "test", FUL_DEVICE_DISCRETE, &c),
                      FUL_OK);
     assert_int_equal(c.shared_bytes, 16384);
     assert_int_equal(c.workgroup_invocations, 128);
@@ -65,12 +65,12 @@ static void test_only_less(void **state)
     assert_int_equal(caps_apply("shared=99999999999,workgroup=4096,buffers=400,"
                                 "range=18446744073709551615,allocation=9999999999999,push=4096,"
                                 "memory=9999999999999",
-                                "test", &c),
+                                "test", FUL_DEVICE_DISCRETE, &c),
                      FUL_OK);
     assert_memory_equal(&c, &before, sizeof(c));
-    assert_int_equal(caps_apply("", "test", &c), FUL_OK);
-    assert_int_equal(caps_apply(NULL, "test", &c), FUL_OK);
-    assert_int_equal(caps_apply(" , ,", "test", &c), FUL_OK);
+    assert_int_equal(caps_apply("", "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
+    assert_int_equal(caps_apply(NULL, "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
+    assert_int_equal(caps_apply(" , ,", "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
     assert_memory_equal(&c, &before, sizeof(c));
 }
 
@@ -82,7 +82,7 @@ static void test_features(void **state)
         char text[40] = "-";
         assert_non_null(ful_feature_name(bit));
         strcat(text, ful_feature_name(bit));
-        assert_int_equal(caps_apply(text, "test", &c), FUL_OK);
+        assert_int_equal(caps_apply(text, "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
         assert_false(c.features & bit);
     }
     assert_null(ful_feature_name(1u << 14));
@@ -94,7 +94,7 @@ static void test_dependent(void **state)
 {
     (void)state;
     ful_caps c = rich();
-    assert_int_equal(caps_apply("-subgroup", "test", &c), FUL_OK);
+    assert_int_equal(caps_apply("-subgroup", "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
     assert_int_equal(c.subgroup_size, 1);
     assert_int_equal(c.subgroup_min, 1);
     assert_int_equal(c.subgroup_max, 1);
@@ -102,7 +102,7 @@ static void test_dependent(void **state)
                                FUL_FEATURE_SUBGROUP_SIZE));
     assert_true(c.features & FUL_FEATURE_FP16);
     c = rich();
-    assert_int_equal(caps_apply("-coopmat", "test", &c), FUL_OK);
+    assert_int_equal(caps_apply("-coopmat", "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
     assert_false(c.features & FUL_FEATURE_COOPMAT2);
     assert_true(c.features & FUL_FEATURE_SUBGROUP);
     c = rich();
@@ -114,45 +114,78 @@ static void test_subgroup_size(void **state)
 {
     (void)state;
     ful_caps c = rich();
-    assert_int_equal(caps_apply("subgroup_size=16", "test", &c), FUL_OK);
+    assert_int_equal(caps_apply("subgroup_size=16", "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
     assert_int_equal(c.subgroup_size, 16);
     assert_int_equal(c.subgroup_min, 16);
     assert_int_equal(c.subgroup_max, 16);
     assert_true(c.features & FUL_FEATURE_SUBGROUP);
-    assert_int_equal(caps_apply("subgroup_size=16", "test", &c), FUL_OK);
+    assert_int_equal(caps_apply("subgroup_size=16", "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
     assert_true(c.features & FUL_FEATURE_SUBGROUP);
     const char *impossible[] = {"subgroup_size=128", "subgroup_size=4", "subgroup_size=24",
                                 "subgroup_size=1", "subgroup_size=0"};
     for (size_t i = 0; i < sizeof(impossible) / sizeof(impossible[0]); i++) {
         c = rich();
-        assert_int_equal(caps_apply(impossible[i], "test", &c), FUL_OK);
+        assert_int_equal(caps_apply(impossible[i], "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
         assert_int_equal(c.subgroup_size, 1);
         assert_false(c.features & FUL_FEATURE_SUBGROUP);
     }
     c = rich(); /* a device that can't choose */
     c.features &= ~(uint32_t)FUL_FEATURE_SUBGROUP_SIZE;
     c.subgroup_min = c.subgroup_max = 32;
-    assert_int_equal(caps_apply("subgroup_size=32", "test", &c), FUL_OK);
+    assert_int_equal(caps_apply("subgroup_size=32", "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
     assert_int_equal(c.subgroup_size, 32);
-    assert_int_equal(caps_apply("subgroup_size=16", "test", &c), FUL_OK);
+    assert_int_equal(caps_apply("subgroup_size=16", "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
     assert_int_equal(c.subgroup_size, 1);
+}
+
+static void test_matrix(void **state)
+{
+    (void)state;
+    const ful_matrix_shape first = {16, 16, 16}, other = {16, 8, 16};
+    ful_caps c = rich();
+    c.matrix_count = 0;
+    caps_add_matrix(&c, first);
+    caps_add_matrix(&c, other);
+    const ful_caps two = c;
+    assert_int_equal(caps_apply("matrix=16x8x16", "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
+    assert_int_equal(c.matrix_count, 1);
+    assert_memory_equal(&c.matrix[0], &other, sizeof(other));
+    assert_int_equal(c.features, two.features);
+    /* Only devices that run on the processor have shapes that they do not list. */
+    for (int kind = FUL_DEVICE_OTHER; kind <= FUL_DEVICE_CPU; kind++) {
+        c = two;
+        assert_int_equal(caps_apply("matrix=8x8x8", "test", (ful_device_kind)kind, &c), FUL_OK);
+        assert_int_equal(c.matrix_count, kind == FUL_DEVICE_CPU ? 1 : 0);
+        assert_int_equal(c.matrix[0].m, kind == FUL_DEVICE_CPU ? 8 : 0);
+        assert_int_equal((c.features & FUL_FEATURE_COOPMAT) != 0, kind == FUL_DEVICE_CPU);
+    }
+    c = two; /* no kernel has this one */
+    assert_int_equal(caps_apply("matrix=7x8x8", "test", FUL_DEVICE_CPU, &c), FUL_OK);
+    assert_false(c.features & FUL_FEATURE_COOPMAT);
+    c = two;
+    assert_int_equal(caps_apply("-coopmat,matrix=8x8x8", "test", FUL_DEVICE_CPU, &c), FUL_OK);
+    assert_int_equal(c.matrix_count, 0);
+    assert_false(c.features & FUL_FEATURE_COOPMAT);
 }
 
 static void test_bad_words(void **state)
 {
     (void)state;
-    const char *bad[] = {"-nothing",    "fp16",       "-",
-                         "shared",      "shared=",    "shared=12k",
-                         "shared=-1",   "nothing=5",  "=5",
-                         "-fp16=1",     "--fp16",     "+fp16",
-                         "shared=0x10", "shared=1.5", "-FP16",
-                         "-fp1",        "-fp166",     "range=99999999999999999999999"};
+    const char *bad[] = {"-nothing",    "fp16",        "-",
+                         "shared",      "shared=",     "shared=12k",
+                         "shared=-1",   "nothing=5",   "=5",
+                         "-fp16=1",     "--fp16",      "+fp16",
+                         "shared=0x10", "shared=1.5",  "-FP16",
+                         "-fp1",        "-fp166",      "range=99999999999999999999999",
+                         "matrix",      "matrix=16",   "matrix=16x16",
+                         "matrix=8x8x", "matrix=x8x8", "matrix=8x8x8x8"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         char text[80] = "-int8,";
         ful_caps c = rich(), before;
         memcpy(&before, &c, sizeof(c));
         strcat(text, bad[i]);
-        assert_int_equal(caps_apply(text, "FULGUR_CAPS", &c), FUL_ERR_ARGUMENT);
+        assert_int_equal(caps_apply(text, "FULGUR_CAPS", FUL_DEVICE_DISCRETE, &c),
+                         FUL_ERR_ARGUMENT);
         assert_memory_equal(&c, &before, sizeof(c));
         assert_non_null(strstr(ful_last_error(), bad[i]));
         assert_non_null(strstr(ful_last_error(), "FULGUR_CAPS"));
@@ -170,7 +203,7 @@ static void test_floor(void **state)
     assert_int_equal(caps_apply("-subgroup,-fp16,-int8,-storage16,-storage8,-intdot,-address,"
                                 "-timeline,-timestamp,-budget,shared=16384,workgroup=128,buffers=4,"
                                 "push=128,range=1048576",
-                                "test", &c),
+                                "test", FUL_DEVICE_DISCRETE, &c),
                      FUL_OK);
     assert_true(caps_meet_floor(&c, &raw, why, sizeof(why)));
     const struct {
@@ -180,7 +213,7 @@ static void test_floor(void **state)
                  {"range=65535", "65535"},         {"allocation=10", "allocation"}};
     for (size_t i = 0; i < sizeof(below) / sizeof(below[0]); i++) {
         c = raw;
-        assert_int_equal(caps_apply(below[i].mask, "test", &c), FUL_OK);
+        assert_int_equal(caps_apply(below[i].mask, "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
         assert_false(caps_meet_floor(&c, &raw, why, sizeof(why)));
         assert_non_null(strstr(why, below[i].part));
     }
@@ -231,7 +264,7 @@ static void test_needs(void **state)
         ful_caps c = all;
         const char *word = NULL;
         size_t bytes = 0;
-        assert_int_equal(caps_apply(rows[i].mask, "test", &c), FUL_OK);
+        assert_int_equal(caps_apply(rows[i].mask, "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
         assert_false(caps_meet_needs(&c, rows[i].needs, &word, &bytes));
         assert_int_equal(bytes, strlen(rows[i].missing));
         assert_memory_equal(word, rows[i].missing, bytes);
@@ -304,17 +337,17 @@ static void test_matrices(void **state)
     assert_false(loose.features & FUL_FEATURE_COOPMAT);
 
     ful_caps masked = c;
-    assert_int_equal(caps_apply("-coopmat2", "test", &masked), FUL_OK);
+    assert_int_equal(caps_apply("-coopmat2", "test", FUL_DEVICE_DISCRETE, &masked), FUL_OK);
     assert_int_equal(masked.matrix_count, 5);
     assert_int_equal(masked.flexible_count, 0);
-    assert_int_equal(caps_apply("-coopmat", "test", &masked), FUL_OK);
+    assert_int_equal(caps_apply("-coopmat", "test", FUL_DEVICE_DISCRETE, &masked), FUL_OK);
     assert_int_equal(masked.matrix_count, 0);
     assert_int_equal(masked.matrix_subgroup, 0);
     masked = c;
-    assert_int_equal(caps_apply("subgroup_size=16", "test", &masked), FUL_OK);
+    assert_int_equal(caps_apply("subgroup_size=16", "test", FUL_DEVICE_DISCRETE, &masked), FUL_OK);
     assert_int_equal(masked.subgroup_size, 16);
     assert_false(masked.features & FUL_FEATURE_COOPMAT); /* its matrices want 32 */
-    assert_int_equal(caps_apply("subgroup_size=32", "test", &c), FUL_OK);
+    assert_int_equal(caps_apply("subgroup_size=32", "test", FUL_DEVICE_DISCRETE, &c), FUL_OK);
     assert_true(c.features & FUL_FEATURE_COOPMAT);
 }
 
@@ -332,10 +365,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_limits),        cmocka_unit_test(test_only_less),
         cmocka_unit_test(test_features),      cmocka_unit_test(test_dependent),
-        cmocka_unit_test(test_subgroup_size), cmocka_unit_test(test_bad_words),
-        cmocka_unit_test(test_floor),         cmocka_unit_test(test_needs),
-        cmocka_unit_test(test_distrust),      cmocka_unit_test(test_matrices),
-        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_subgroup_size), cmocka_unit_test(test_matrix),
+        cmocka_unit_test(test_bad_words),     cmocka_unit_test(test_floor),
+        cmocka_unit_test(test_needs),         cmocka_unit_test(test_distrust),
+        cmocka_unit_test(test_matrices),      cmocka_unit_test(test_names),
     };
     return cmocka_run_group_tests_name("caps", tests, NULL, NULL);
 }
