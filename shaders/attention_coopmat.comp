@@ -17,6 +17,10 @@
 //  - m is a row's largest score so far, so weights are at most 1. The sums are rescaled at every tile:
 //    leaving that out where no score rises would need matrices that are changed in a branch, which two
 //    compilers got wrong.
+//  - Lanes are kept together: those that part over a condition need not have met again at the next
+//    operation of a subgroup. With NVIDIA's driver 580 a largest scale by subgroupMax, after loads that
+//    some lanes skip, came out as if other lanes were not there, in one step of decode out of a hundred.
+//    So each lane looks at all scales, and all lanes work on a subgroup's rows, some twice.
 //  - A weight goes to the matrix unit times its value's scale. To keep that a half, weights carry the
 //    factor 2^(15 - unit), unit being the largest exponent of a value's scale so far (it cancels in
 //    o / l). So values below 2^-28 of the largest in the tiles so far lose precision. To visit tiles of
@@ -26,8 +30,6 @@
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_KHR_memory_scope_semantics : require
 #extension GL_KHR_shader_subgroup_basic : require
-#extension GL_KHR_shader_subgroup_ballot : require
-#extension GL_KHR_shader_subgroup_vote : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 #extension GL_EXT_control_flow_attributes : require
@@ -73,6 +75,7 @@ const uint GROUP = HEADS / KV_HEADS;
 const uint LD = D / 8 + 1;      // of a row of a tile, in uvec4: a step that spreads over the banks
 const uint C4 = D / 4 + 1;      // of a carry, in vec4
 const uint XN = (D / 4 + SG - 1) / SG;
+const uint MINE = (MM + SG - 1) / SG; // rows of a lane, where each has its own
 const uint K_AT = 0, V_AT = BC * LD;
 const uint PC = 2 * KK;         // columns of weights that go through scratch at once
 const uint PLD = PC / 8 + 1;
@@ -83,6 +86,7 @@ shared uvec4 tiles[2 * BC * LD];
 shared uvec4 scratch[SUBGROUPS * SCRATCH];
 shared float key_scale[BC], value_scale[BC], column_of[NN];
 shared float row_value[BR];
+shared uvec4 value_bits[BC / 4]; // of the scales that are finite, else 0
 
 #define SUM coopmat<float, gl_ScopeSubgroup, MM, NN, gl_MatrixUseAccumulator>
 #define HALF_SUM coopmat<float16_t, gl_ScopeSubgroup, MM, NN, gl_MatrixUseAccumulator>
@@ -122,20 +126,20 @@ void stage(bool keys)
         uint key = i * WG + gl_LocalInvocationID.x;
         if (key < BC && keys)
             key_scale[key] = pre_scale[i];
-        else if (key < BC)
+        else if (key < BC) {
             value_scale[key] = pre_scale[i];
+            value_bits[key / 4][key % 4] = is_finite(pre_scale[i]) ? floatBitsToUint(pre_scale[i]) : 0;
+        }
     }
 }
 
 // The largest exponent of the scale of a value that is finite and not zero; -127: there is none.
 int highest_scale()
 {
-    uint high = 0;
-    for (uint k = gl_SubgroupInvocationID; k < BC; k += SG) {
-        uint bits = floatBitsToUint(value_scale[k]);
-        high = max(high, bits < INF_BITS ? bits : 0);
-    }
-    return int(subgroupMax(high) >> 23) - 127;
+    uvec4 high = uvec4(0);
+    [[unroll]] for (uint k = 0; k < BC / 4; k++)
+        high = max(high, value_bits[k]);
+    return int(max(max(high.x, high.y), max(high.z, high.w)) >> 23) - 127;
 }
 
 void main()
@@ -172,6 +176,7 @@ void main()
                                                (kv_head * GROUP + pair % GROUP) * (D / 4) + d]
                                          : vec4(0);
     }
+    subgroupBarrier();
     [[unroll]] for (uint r = 0; r < MM; r++) {
         uint high = 0;
         [[unroll]] for (uint i = 0; i < XN; i++) {
@@ -203,8 +208,11 @@ void main()
     coopMatLoad(q_scale, row_value, row_at, 0, gl_CooperativeMatrixLayoutColumnMajor);
     coopMatLoad(column, column_of, 0, 0, gl_CooperativeMatrixLayoutRowMajor);
     barrier();
-    if (lane < MM)
-        row_value[row_at + lane] = float((first_pair + row_at + lane) / GROUP - first_row);
+    [[unroll]] for (uint i = 0; i < MINE; i++) {
+        uint r = i * SG + lane;
+        if (r < MM)
+            row_value[row_at + r] = float((first_pair + row_at + r) / GROUP - first_row);
+    }
     stage(true);
     fetch(begin - push.first_token, window_end, KV_HEADS + kv_head);
     barrier();
@@ -214,7 +222,6 @@ void main()
         [[unroll]] for (uint n = 0; n < D / NN; n++)
             o[n] = SUM(0.0);
     } else {
-        vec4 last = vec4(0);
         [[unroll]] for (uint n = 0; n < D / NN; n++) {
             subgroupBarrier();
             for (uint i = lane; i < MM * NN / 4; i += SG) {
@@ -227,18 +234,26 @@ void main()
             subgroupBarrier();
             coopMatLoad(o[n], scratch, scratch_at, NN / 4, gl_CooperativeMatrixLayoutRowMajor);
         }
-        if (lane < MM) {
-            uint pair = min(first_pair + row_at + lane, pairs - 1);
+        // What was subtracted, the sum of weights, and the unit, which is the same in all rows.
+        vec4 last[MINE];
+        [[unroll]] for (uint i = 0; i < MINE; i++) {
+            uint r = i * SG + lane, pair = min(first_pair + row_at + r, pairs - 1);
             uint head = kv_head * GROUP + pair % GROUP;
-            last = carry[((pair / GROUP * HEADS + head) * push.splits + split) * C4 + D / 4];
-            row_value[row_at + lane] = last.x;
+            last[i] = vec4(0);
+            if (r < MM) {
+                last[i] = carry[((pair / GROUP * HEADS + head) * push.splits + split) * C4 + D / 4];
+                row_value[row_at + r] = last[i].x;
+            }
         }
-        unit = int(subgroupBroadcastFirst(last.z));
+        uint one = min(first_pair + row_at, pairs - 1); // any row: its unit is that of all
+        unit = int(carry[((one / GROUP * HEADS + kv_head * GROUP + one % GROUP) * push.splits + split) *
+                             C4 + D / 4].z);
         subgroupBarrier();
         coopMatLoad(top, row_value, row_at, 0, gl_CooperativeMatrixLayoutColumnMajor);
         subgroupBarrier();
-        if (lane < MM)
-            row_value[row_at + lane] = last.y;
+        [[unroll]] for (uint i = 0; i < MINE; i++)
+            if (i * SG + lane < MM)
+                row_value[row_at + i * SG + lane] = last[i].y;
         subgroupBarrier();
         coopMatLoad(weight, row_value, row_at, 0, gl_CooperativeMatrixLayoutColumnMajor);
         [[unroll]] for (int e = 0; e < weight.length(); e++)
@@ -284,15 +299,17 @@ void main()
         int new_unit = max(unit, highest_scale());
         {
             bool start = fresh && key0 == begin;
+            subgroupBarrier();
             coopMatStore(high, scratch, scratch_at, NN / 4, gl_CooperativeMatrixLayoutRowMajor);
             subgroupBarrier();
-            if (lane < MM) {
+            [[unroll]] for (uint i = 0; i < MINE; i++) {
+                uint r = (i * SG + lane) % MM;
                 float m = LOWEST;
                 for (uint c = 0; c < NN / 4; c++) {
-                    vec4 four = uintBitsToFloat(scratch[scratch_at + lane * (NN / 4) + c]);
+                    vec4 four = uintBitsToFloat(scratch[scratch_at + r * (NN / 4) + c]);
                     m = max(m, max(max(four.x, four.y), max(four.z, four.w)));
                 }
-                row_value[row_at + lane] = m;
+                row_value[row_at + r] = m;
             }
             subgroupBarrier();
             SUM keep;
@@ -374,24 +391,30 @@ void main()
     subgroupBarrier();
     coopMatStore(weight, scratch, scratch_at, NN / 4, gl_CooperativeMatrixLayoutRowMajor);
     subgroupBarrier();
-    float total = 0;
-    if (lane < MM) {
+    float total[MINE];
+    [[unroll]] for (uint i = 0; i < MINE; i++) {
+        uint r = (i * SG + lane) % MM;
         vec4 four = vec4(0);
         for (uint c = 0; c < NN / 4; c++)
-            four += uintBitsToFloat(scratch[scratch_at + lane * (NN / 4) + c]);
-        total = (four.x + four.y) + (four.z + four.w);
-        row_value[row_at + lane] = finish ? 1.0 / total : 1.0;
+            four += uintBitsToFloat(scratch[scratch_at + r * (NN / 4) + c]);
+        total[i] = (four.x + four.y) + (four.z + four.w);
+        row_value[row_at + r] = finish ? 1.0 / total[i] : 1.0;
     }
     subgroupBarrier();
     if (!finish) {
         coopMatStore(top, scratch, scratch_at, NN / 4, gl_CooperativeMatrixLayoutRowMajor);
         subgroupBarrier();
-        uint pair = first_pair + row_at + lane;
-        if (lane < MM && pair < pairs) {
-            uint head = kv_head * GROUP + pair % GROUP;
-            float m = uintBitsToFloat(scratch[scratch_at + lane * (NN / 4)].x);
-            carry[((pair / GROUP * HEADS + head) * push.splits + split) * C4 + D / 4] =
-                vec4(m, total, float(unit), 0);
+        float m[MINE];
+        [[unroll]] for (uint i = 0; i < MINE; i++)
+            m[i] = uintBitsToFloat(scratch[scratch_at + (i * SG + lane) % MM * (NN / 4)].x);
+        subgroupBarrier();
+        [[unroll]] for (uint i = 0; i < MINE; i++) {
+            uint r = i * SG + lane, pair = first_pair + row_at + r;
+            if (r < MM && pair < pairs) {
+                uint head = kv_head * GROUP + pair % GROUP;
+                carry[((pair / GROUP * HEADS + head) * push.splits + split) * C4 + D / 4] =
+                    vec4(m[i], total[i], float(unit), 0);
+            }
         }
     }
     [[unroll]] for (uint n = 0; n < D / NN; n++) {
@@ -403,11 +426,9 @@ void main()
             uint pair = first_pair + row_at + r;
             uint head = kv_head * GROUP + pair % GROUP;
             vec4 sums = uintBitsToFloat(scratch[scratch_at + i]) * row_value[row_at + r];
-            if (pair >= pairs)
-                continue;
-            if (finish)
+            if (pair < pairs && finish)
                 outputs[pair / GROUP * push.out_stride4 + head * (D / 4) + d] = sums;
-            else
+            else if (pair < pairs)
                 carry[((pair / GROUP * HEADS + head) * push.splits + split) * C4 + d] = sums;
         }
     }
