@@ -15,12 +15,22 @@ static uint64_t mixed(uint64_t x)
     return x ^ x >> 32;
 }
 
+/* Sizes that a device has no allocation for are left out, not failures. */
+static bool allocates(bench_case *c, uint64_t floats)
+{
+    if (4 * floats <= ful_device_get_info(c->device)->caps.allocation_bytes)
+        return true;
+    c->skip = "larger than one allocation may be";
+    return false;
+}
+
 ful_buffer *bench_buffer_make(bench_case *c, uint32_t slot, uint64_t floats, double mean,
                               double deviation)
 {
     c->mean[slot] = mean;
     c->deviation[slot] = deviation;
-    if (ful_buffer_create(&c->buffers[slot], c->device, ful_buffer_params(.bytes = 4 * floats)) !=
+    if (!allocates(c, floats) ||
+        ful_buffer_create(&c->buffers[slot], c->device, ful_buffer_params(.bytes = 4 * floats)) !=
             FUL_OK ||
         ful_buffer_randomize(c->buffers[slot], mixed(c->seed) + slot, mean, deviation) != FUL_OK)
         return NULL;
@@ -29,7 +39,8 @@ ful_buffer *bench_buffer_make(bench_case *c, uint32_t slot, uint64_t floats, dou
 
 ful_buffer *bench_out_make(bench_case *c, uint32_t slot, uint64_t floats)
 {
-    if (ful_buffer_create(&c->buffers[slot], c->device,
+    if (!allocates(c, floats) ||
+        ful_buffer_create(&c->buffers[slot], c->device,
                           ful_buffer_params(.bytes = 4 * floats, .name = "out")) != FUL_OK)
         return NULL;
     c->out = c->buffers[slot];

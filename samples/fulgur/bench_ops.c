@@ -115,7 +115,7 @@ static bool spoil(const bench_case *c)
 
 static bool measure(ops_run *b, bench_case *c, result *r)
 {
-    enum { WARM_MS = 100, LONG_MS = 400 };
+    enum { WARM_MS = 500, LONG_MS = 400 };
     double values[MOST_REPS], us = 0.0;
     uint64_t start = cli_now_ns();
     uint32_t warm = 0;

@@ -329,7 +329,7 @@ static void blocks(device_fixture *f)
 /* Tiles too few for the device: columns in parts, the last one shorter. */
 static void splits(device_fixture *f)
 {
-    static const uint32_t cols[] = {1024, 301, 520}, weights[] = {64, 50, 36};
+    static const uint32_t cols[] = {1024, 525, 520}, weights[] = {64, 50, 36};
     for (size_t i = 0; i < 3; i++) {
         tile_case c = {.type = types[i],
                        .act = (op_act)i,
