@@ -237,8 +237,14 @@ static void check_wrong(bool wide)
         fault_vulkan f = {.fail_at = 0};
         story s = told((story){.wide = wide, .selftest = true, .watched = all.seen[i]}, &f);
         unsetenv("FULGUR_FAULT");
-        expect_right(&s);
         tried++;
+        /* The last of its kind: the processor takes over only where it shares the memory. */
+        if (s.result == FUL_ERR_SELFTEST && !s.unified) {
+            if (!names_family(s.line, all.seen[i]))
+                fail_msg("%s is not named: %s", all.seen[i], s.line);
+            continue;
+        }
+        expect_right(&s);
         found += s.warnings > 0;
         /* Some are part of another's test alone. */
         if (s.warnings > 0 && !s.seen)

@@ -119,6 +119,7 @@ static ful_result tell(story *s, objects *o)
                                           .validation = getenv("FULGUR_TEST_VALIDATION") != NULL)));
     s->stage = "device";
     TRY(open_device(s, o));
+    s->unified = ful_device_get_info(o->device)->caps.unified_memory;
     s->stage = "plan";
     TRY(ful_model_plan(o->instance, model_dir, o->device,
                        ful_plan_params(.max_tokens = CONTEXT, .chunk_tokens = CHUNK,

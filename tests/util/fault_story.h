@@ -26,6 +26,7 @@ typedef struct story {
     const story_text *want; /* NULL: not known yet */
 
     /* ---- how it went ---- */
+    bool unified; /* host and device share memory */
     ful_result result;
     const char *stage; /* that failed; NULL: none */
     char line[512];    /* the error's */
