@@ -369,10 +369,10 @@ static void deep_of_variant(device_fixture *f, variant v)
 {
     static const uint32_t heads[][2] = {{16, 2}, {64, 8}, {4, 4}};
     bool gpu = ful_device_get_info(f->device)->kind != FUL_DEVICE_CPU;
-    uint32_t tokens = gpu ? 300 : 40, repeats = gpu ? 4 : 1;
+    uint32_t tokens = gpu ? 200 : 40, repeats = gpu ? 2 : 1;
     for (size_t i = 0; i < (gpu || fixture_full() ? 3 : 1); i++) {
         shape s = shape_of(heads[i][0], heads[i][1], 128, 64, tokens);
-        s.capacity = gpu ? 8320 : 1000;
+        s.capacity = gpu ? 4200 : 1000;
         sequence q = sequence_make(s, 31 + i);
         sequence_reference(&q, 0, 1);
         runner r = runner_make(f, v, &q, 1);
