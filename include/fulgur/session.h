@@ -39,7 +39,7 @@ FUL_API ful_result ful_session_reset(ful_session *session);
  * load the model, create a session, ful_prefill the copied tokens and those after them that the
  * caller has, and ful_generate with what is left of max_tokens. As draws depend on the seed and the
  * number of tokens only, the text goes on as it would have, up to the rounding between a token that
- * is prefilled and one that was decoded. */
+ * is prefilled and one that was decoded. (`fulgur run` and `fulgur chat` do so once.) */
 FUL_API size_t ful_session_tokens(const ful_session *session, const int32_t **tokens);
 
 /* Appends tokens; afterwards the logits are those of the last one. Any split into calls gives the

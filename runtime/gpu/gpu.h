@@ -228,6 +228,9 @@ typedef enum gpu_fault {
     GPU_FAULT_LOST
 } gpu_fault;
 gpu_fault gpu_module_fault(const ful_device *device, const char *module);
+/* Called before a session's step is submitted: FUL_ERR_DEVICE_LOST, and the device is lost, if
+ * FULGUR_FAULT names this step of the instance. */
+ful_result gpu_step_fault(ful_device *device);
 
 /* ---- commands ---- */
 typedef struct gpu_commands gpu_commands;

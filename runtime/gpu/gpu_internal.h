@@ -20,6 +20,7 @@ struct ful_instance {
     VkDebugUtilsMessengerEXT messenger;
     PFN_vkDestroyDebugUtilsMessengerEXT destroy_messenger;
     _Atomic uint64_t validation_errors;
+    _Atomic uint64_t fault_steps; /* of sessions, counted under FULGUR_FAULT */
 };
 
 /* Text of a VkResult: "VK_ERROR_DEVICE_LOST", or "VkResult" for rare ones. */

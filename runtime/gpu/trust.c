@@ -218,6 +218,37 @@ static bool fault_parse(char *word, const char **name, gpu_fault *kind)
     return (*name)[0] != 0;
 }
 
+/* "lost:N" with N from 1; false if it is something else. */
+static bool fault_parse_lost(const char *word, uint64_t *step)
+{
+    static const char prefix[] = "lost:";
+    const char *digits = word + sizeof(prefix) - 1;
+    if (strncmp(word, prefix, sizeof(prefix) - 1) != 0 || digits[0] == 0 ||
+        digits[strspn(digits, "0123456789")] != 0 || strlen(digits) > 18)
+        return false;
+    *step = strtoull(digits, NULL, 10);
+    return *step > 0;
+}
+
+ful_result gpu_step_fault(ful_device *device)
+{
+    const char *text = device->fault;
+    char word[96];
+    if (text == NULL)
+        return FUL_OK;
+    uint64_t lost, step = atomic_fetch_add(&device->instance->fault_steps, 1) + 1;
+    while (fault_next(&text, word, sizeof(word))) {
+        if (!fault_parse_lost(word, &lost) || lost != step)
+            continue;
+        /* A device that is really lost stops by itself. */
+        mutex_lock(device->queue_lock);
+        (void)device->fn.vkDeviceWaitIdle(device->vk);
+        mutex_unlock(device->queue_lock);
+        return vk_fail(device, VK_ERROR_DEVICE_LOST, "a step that FULGUR_FAULT names");
+    }
+    return FUL_OK;
+}
+
 gpu_fault gpu_module_fault(const ful_device *device, const char *module)
 {
     const char *text = device->fault, *name;
@@ -238,6 +269,7 @@ static ful_result fault_open(ful_device *d)
     const char *text = getenv("FULGUR_FAULT"), *name;
     char word[96];
     gpu_fault kind;
+    uint64_t step;
     if (text == NULL || text[0] == 0)
         return FUL_OK;
     d->fault = mem_strdup(&d->alloc, text);
@@ -246,10 +278,10 @@ static ful_result fault_open(ful_device *d)
     while (fault_next(&text, word, sizeof(word))) {
         char shown[sizeof(word)];
         memcpy(shown, word, sizeof(shown));
-        if (!fault_parse(word, &name, &kind))
+        if (!fault_parse(word, &name, &kind) && !fault_parse_lost(word, &step))
             return fail(FUL_ERR_ARGUMENT,
-                        "FULGUR_FAULT: \"%s\" is not selftest:MODULE or selftest:MODULE:wrong, "
-                        ":once, :third or :lost",
+                        "FULGUR_FAULT: \"%s\" is not lost:STEP, selftest:MODULE or "
+                        "selftest:MODULE:wrong, :once, :third or :lost",
                         shown);
     }
     /* Faults are those of drivers, for which the built-in device is the last resort. */

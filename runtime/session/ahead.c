@@ -131,6 +131,7 @@ static ful_result side_submit(ful_session *s, uint32_t n, size_t position,
     op_rope_table((uint32_t)position, 1, c->rotary_dim, c->rope_theta, side->rope.mapped);
     TRY(gpu_buffer_flush(device, &side->step, 0, sizeof params));
     TRY(gpu_buffer_flush(device, &side->rope, 0, (uint64_t)c->rotary_dim * 4));
+    TRY(gpu_step_fault(device));
     return gpu_commands_submit(schedule_commands(side->recorded));
 }
 

@@ -234,6 +234,7 @@ ful_result session_run(ful_session *s, const int32_t *tokens, uint32_t n, const 
         TRY(stuck_note(s, schedule_run_tapped(s->model, kind, rows, &s->io, &s->state, s->tap)));
     } else {
         TRY(find_schedule(s, kind, rows, step->sample, &s->last));
+        TRY(stuck_note(s, gpu_step_fault(s->model->device)));
         TRY(stuck_note(s, gpu_commands_submit(schedule_commands(s->last))));
         uint64_t waiting = time_ns();
         TRY(stuck_note(s, gpu_commands_wait(schedule_commands(s->last))));

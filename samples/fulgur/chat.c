@@ -12,26 +12,10 @@ typedef struct chat {
     ful_chat_format format;
     ful_chat_message *messages; /* replies are left empty: their tokens are in ids */
     size_t count, capacity;
-    int32_t *ids; /* the conversation, the model's own tokens as it drew them */
-    size_t n, ids_capacity;
+    cli_text text; /* the conversation, the model's own tokens as it drew them */
     ful_utf8_stream stream;
     int32_t end_token;
 } chat;
-
-static bool add_ids(chat *c, const int32_t *ids, size_t n)
-{
-    if (c->n + n > c->ids_capacity) {
-        size_t capacity = 2 * (c->n + n) + 256;
-        int32_t *grown = realloc(c->ids, capacity * sizeof *grown);
-        if (!grown)
-            return false;
-        c->ids = grown;
-        c->ids_capacity = capacity;
-    }
-    memcpy(c->ids + c->n, ids, n * sizeof *ids);
-    c->n += n;
-    return true;
-}
 
 static bool add_message(chat *c, ful_role role, const char *text, size_t bytes)
 {
@@ -63,7 +47,7 @@ static bool on_token(void *ctx, int32_t token)
         fflush(stdout);
     }
     free(out);
-    return add_ids(c, &token, 1) && !cli_interrupted();
+    return !cli_interrupted();
 }
 
 /* The tokens of all messages, with the head of a reply or without. NULL: see ful_last_error. */
@@ -88,44 +72,27 @@ static bool add_messages(chat *c, bool head, size_t *known)
 {
     size_t n = 0;
     int32_t *ids = encode_messages(c, head, &n);
-    bool ok = ids && n >= *known && add_ids(c, ids + *known, n - *known);
+    bool ok = ids && n >= *known && cli_text_add(&c->text, ids + *known, n - *known);
     *known = n;
     free(ids);
     return ok;
 }
 
-/* Feeds what the session does not hold yet; starts over if what it holds is no prefix. */
-static ful_result feed(chat *c)
-{
-    const int32_t *have;
-    size_t held = ful_session_tokens(c->m->session, &have), same = 0;
-    while (same < held && same < c->n && have[same] == c->ids[same])
-        same++;
-    if (same < held || same == c->n) {
-        ful_result r = ful_session_reset(c->m->session);
-        if (r != FUL_OK)
-            return r;
-        same = 0;
-    }
-    return cli_prefill(c->m, c->ids + same, c->n - same);
-}
-
 static ful_result answer(chat *c)
 {
     ful_sampler_params sampler = cli_sampler(c->sampling);
-    ful_result r = feed(c);
+    ful_stop stop;
     c->stream = (ful_utf8_stream){0};
-    if (r == FUL_OK)
-        r = ful_generate(c->m->session,
-                         ful_generate_params(.max_tokens = c->sampling->max_tokens,
-                                             .sampler = &sampler, .stop_tokens = &c->end_token,
-                                             .n_stop_tokens = c->end_token >= 0),
-                         on_token, c, NULL);
+    ful_result r = cli_generate(
+        c->m, &c->text,
+        ful_generate_params(.max_tokens = c->sampling->max_tokens, .sampler = &sampler,
+                            .stop_tokens = &c->end_token, .n_stop_tokens = c->end_token >= 0),
+        on_token, c, &stop);
     char end[8];
     fwrite(end, 1, ful_utf8_stream_finish(&c->stream, end), stdout);
     putchar('\n');
     fflush(stdout);
-    return r == FUL_ERR_CANCELLED && cli_interrupted() ? FUL_OK : r;
+    return r == FUL_ERR_CANCELLED && cli_interrupted() && c->m->session ? FUL_OK : r;
 }
 
 /* One message and its answer; *known counts the tokens of the messages so far. */
@@ -171,7 +138,7 @@ static int talk(chat *c, bool stats)
     int code = CLI_OK;
     bool person = cli_is_terminal(stdin);
     int32_t bos = c->sampling->no_bos ? -1 : ful_model_get_info(c->m->model)->bos_token_id;
-    if (bos >= 0 && !add_ids(c, &bos, 1))
+    if (bos >= 0 && !cli_text_add(&c->text, &bos, 1))
         return CLI_FAILED;
     if (person)
         fprintf(stderr, "Type a message; Ctrl-C stops an answer, Ctrl-D or /quit ends.\n");
@@ -191,7 +158,7 @@ static int talk(chat *c, bool stats)
     if (person)
         putchar('\n');
     free(line);
-    if (stats)
+    if (stats && c->m->session)
         print_stats(c->m, 0);
     return code;
 }
@@ -242,7 +209,7 @@ static int run(int argc, char **argv)
     for (size_t i = 0; i < c.count; i++)
         free((void *)(uintptr_t)c.messages[i].text);
     free(c.messages);
-    free(c.ids);
+    free(c.text.ids);
     cli_close_model(&m);
     return code;
 }

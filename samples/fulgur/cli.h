@@ -59,7 +59,10 @@ typedef struct cli_model {
     ful_model *model;
     ful_session *session;
     ful_tokenizer *tokenizer; /* if wanted */
-    uint64_t load_ns;         /* all of these: */
+    const char *path;         /* what was opened, and with what context */
+    size_t default_context;
+    bool reopened;    /* after the device was lost */
+    uint64_t load_ns; /* all of these: */
     uint64_t device_ns, weights_ns, pipelines_ns, session_ns;
 } cli_model;
 
@@ -78,10 +81,24 @@ int cli_open_tokenizer(cli_model *m, const char *path);
 ful_result cli_open_device(cli_model *m); /* on m->instance */
 int cli_open_model(cli_model *m, const char *path, size_t context);
 ful_result cli_open_session(cli_model *m); /* instead of the one that is open */
+/* Device, model and session anew, nothing fed. After an error there is neither of them. */
+ful_result cli_reopen_model(cli_model *m);
 void cli_close_model(cli_model *m);
 
 /* ful_prefill that Ctrl-C stops between chunks: FUL_ERR_CANCELLED. */
 ful_result cli_prefill(cli_model *m, const int32_t *ids, size_t n);
+
+/* A text in tokens. */
+typedef struct cli_text {
+    int32_t *ids; /* free() it */
+    size_t count, capacity;
+} cli_text;
+bool cli_text_add(cli_text *text, const int32_t *ids, size_t n);
+/* ful_generate behind the text, of which the session is given what it does not hold yet; new tokens
+ * go to the end of the text before fn gets them. If the device is lost, it is reopened and the text
+ * goes on, once in the life of m, with a warning. After an error m may have no session. */
+ful_result cli_generate(cli_model *m, cli_text *text, const ful_generate_params *params,
+                        ful_token_fn fn, void *ctx, ful_stop *stop);
 
 /* Progress on standard error if that is a terminal, from a third of a second on. */
 typedef struct cli_bar {

@@ -211,17 +211,25 @@ static ful_result load_without_driver(cli_model *m, const char *path, size_t con
     return r == FUL_OK ? load(m, path, context, bar) : r;
 }
 
+static ful_result load_anyhow(cli_model *m, cli_bar *bar)
+{
+    ful_result r = load(m, m->path, m->default_context, bar);
+    if (r == FUL_ERR_SELFTEST && !m->device_text)
+        r = load_without_driver(m, m->path, m->default_context, bar);
+    return r;
+}
+
 int cli_open_model(cli_model *m, const char *path, size_t context)
 {
     cli_bar bar = {.start_ns = cli_now_ns()};
+    m->path = path;
+    m->default_context = context;
     if (!m->instance && !cli_open_instance(&m->instance, m->verbose))
         return CLI_FAILED;
     int code = CLI_OK;
     bool opened = cli_open_device(m) == FUL_OK;
     m->device_ns = cli_now_ns() - bar.start_ns;
-    ful_result r = opened ? load(m, path, context, &bar) : FUL_OK;
-    if (r == FUL_ERR_SELFTEST && !m->device_text)
-        r = load_without_driver(m, path, context, &bar);
+    ful_result r = opened ? load_anyhow(m, &bar) : FUL_OK;
     if (!opened)
         code = cli_fail(m->device_text ? m->device_text : "device");
     else if (r != FUL_OK)
@@ -232,12 +240,29 @@ int cli_open_model(cli_model *m, const char *path, size_t context)
     return code;
 }
 
-void cli_close_model(cli_model *m)
+static void close_device(cli_model *m)
 {
     ful_session_destroy(&m->session);
     ful_model_destroy(&m->model);
-    ful_tokenizer_destroy(&m->tokenizer);
     ful_device_close(&m->device);
+}
+
+ful_result cli_reopen_model(cli_model *m)
+{
+    cli_bar bar = {.start_ns = cli_now_ns()};
+    close_device(m);
+    ful_result r = cli_open_device(m);
+    if (r == FUL_OK)
+        r = load_anyhow(m, &bar);
+    if (r != FUL_OK)
+        close_device(m);
+    return r;
+}
+
+void cli_close_model(cli_model *m)
+{
+    close_device(m);
+    ful_tokenizer_destroy(&m->tokenizer);
     ful_instance_destroy(&m->instance);
 }
 

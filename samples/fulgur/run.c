@@ -88,6 +88,7 @@ static int generate(cli_model *m, const cli_sampling *sampling, const char *prom
         fprintf(stderr, "fulgur run: the prompt is empty and the model has no begin token\n");
         return CLI_USAGE;
     }
+    cli_text text = {.ids = ids, .count = n, .capacity = n};
     story s = {.tokenizer = m->tokenizer, .json = json, .start_ns = start_ns};
     ful_sampler_params sampler = cli_sampler(sampling);
     ful_stop stop = FUL_STOP_NONE;
@@ -95,15 +96,12 @@ static int generate(cli_model *m, const cli_sampling *sampling, const char *prom
         fwrite(prompt, 1, bytes, stdout);
         fflush(stdout);
     }
-    ful_result r = cli_prefill(m, ids, n);
-    free(ids);
-    if (r == FUL_OK)
-        r = ful_generate(
-            m->session,
-            ful_generate_params(.max_tokens = sampling->max_tokens, .sampler = &sampler), on_token,
-            &s, &stop);
+    ful_result r = cli_generate(
+        m, &text, ful_generate_params(.max_tokens = sampling->max_tokens, .sampler = &sampler),
+        on_token, &s, &stop);
+    free(text.ids);
     finish(&s);
-    if (r == FUL_ERR_CANCELLED && cli_interrupted()) {
+    if (r == FUL_ERR_CANCELLED && cli_interrupted() && m->session) {
         stop = FUL_STOP_CALLBACK; /* in the prompt */
     } else if (r != FUL_OK) {
         free(s.text);

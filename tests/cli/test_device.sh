@@ -193,6 +193,40 @@ run_from "$scratch/one" chat "$demo" --format m1
 expect_code "chat in a format that the tokenizer has no marks for" 1
 expect_text "chat: names the mark" "$err" "begin_of_document"
 
+# ---- a device that is lost on the way ----
+# Another word would have the kernels tested again.
+if [ "$DRIVER" != cpu ]; then
+    # WHAT FILE
+    expect_reopened() {
+        expect_same "$1: one warning" "$(grep -c 'reopening' "$2")" 1
+        expect_text "$1: says what was lost" "$2" VK_ERROR_DEVICE_LOST "${name:0:6}"
+    }
+    for sampling in "--temp 0" "--seed 4"; do
+        # shellcheck disable=SC2086 # two words
+        run run "$demo" -p "Once upon a time" -n 24 $sampling
+        cp "$out" "$scratch/whole"
+        # shellcheck disable=SC2086
+        FULGUR_FAULT=lost:12 run run "$demo" -p "Once upon a time" -n 24 $sampling
+        expect_code "run with a lost device, $sampling" 0
+        expect_reopened "run with a lost device, $sampling" "$err"
+        cmp -s "$out" "$scratch/whole"
+        report "run with a lost device, $sampling: the text is the same" $?
+    done
+    FULGUR_FAULT=lost:12,lost:20 run run "$demo" -p "Once upon a time" -n 24 --seed 4
+    expect_code "run with a device lost twice" 1
+    expect_reopened "run with a device lost twice" "$err"
+    head -c "$(($(wc -c <"$out") - 1))" "$out" >"$scratch/part"
+    head -c "$(wc -c <"$scratch/part")" "$scratch/whole" | cmp -s - "$scratch/part"
+    report "run with a device lost twice: what it said before is right" $?
+    run_from "$scratch/two" chat "$demo" --seed 5 --max-tokens 20
+    cp "$out" "$scratch/whole"
+    FULGUR_FAULT=lost:12 run_from "$scratch/two" chat "$demo" --seed 5 --max-tokens 20
+    expect_code "chat with a lost device" 0
+    expect_reopened "chat with a lost device" "$err"
+    cmp -s "$out" "$scratch/whole"
+    report "chat with a lost device: the answers are the same" $?
+fi
+
 # ---- perplexity ----
 bytes=4000
 [ "$level" = full ] && bytes=20000

@@ -284,7 +284,9 @@ static void test_arguments(void **state)
     assert_int_equal(s.count, 2);
     GPU_OK(ful_device_selftest(d, ful_selftest_params(.only = "no such op")));
     gpu_test_close(&d);
-    static const char *const bad[] = {"selftest", "selftest:", "selftest:pack:often", "pack"};
+    static const char *const bad[] = {"selftest", "selftest:", "selftest:pack:often",
+                                      "pack",     "lost",      "lost:",
+                                      "lost:0",   "lost:2x"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         setenv("FULGUR_FAULT", bad[i], 1);
         GPU_FAILS(ful_device_open(&d, instance, ful_device_params(.cache_dir = "")),
