@@ -141,6 +141,12 @@ typedef struct ful_device_params {
     void *cache_ctx;
     uint32_t threads; /* of the built-in device; 0 = FULGUR_THREADS, else one for each processor */
     ful_selftest_when selftest;
+    /* Of one allocation of device memory, at least 64 KiB; larger tensors and caches lie in
+     * several. 0 = 256 MiB, on discrete GPUs and the built-in device what the driver allows: there,
+     * where allocations are not what phones and other programs fall over, kernels cover more in one
+     * dispatch. UINT64_MAX = what the driver allows. ful_device_info.caps of an open device shows
+     * it. */
+    uint64_t max_allocation_bytes;
 } ful_device_params;
 #define ful_device_params(...)                                                                     \
     (&(ful_device_params){.struct_size = sizeof(ful_device_params), __VA_ARGS__})
@@ -149,8 +155,9 @@ typedef struct ful_device_params {
  * names as name_part would ("cpu": Vulkan is then left alone altogether), else the best one:
  * discrete, then integrated, then virtual, then CPU, and among equals the one with most memory.
  * Where Vulkan has no usable device, or the driver of the best one refuses to make it, the built-in
- * one is opened, with a warning in the log. Errors: FUL_ERR_NO_DEVICE (the line lists what is there), FUL_ERR_UNSUPPORTED (below the floor),
- * FUL_ERR_ARGUMENT (FULGUR_CAPS, caps or FULGUR_FAULT can't be read). */
+ * one is opened, with a warning in the log. Errors: FUL_ERR_NO_DEVICE (the line lists what is
+ * there), FUL_ERR_UNSUPPORTED (below the floor), FUL_ERR_ARGUMENT (FULGUR_CAPS, caps or
+ * FULGUR_FAULT can't be read). */
 FUL_API ful_result ful_device_open(ful_device **out, ful_instance *instance,
                                    const ful_device_params *params);
 

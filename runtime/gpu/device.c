@@ -269,9 +269,26 @@ static void device_guess_speed(ful_device *d)
     atomic_store(&d->rate_bits, bits);
 }
 
+/* What ful_device_params.max_allocation_bytes says, or the default. */
+static uint64_t allocation_limit(const ful_device_info *info, uint64_t asked)
+{
+    if (asked != 0)
+        return asked;
+    bool roomy = info->kind == FUL_DEVICE_DISCRETE || info->built_in;
+    return roomy ? UINT64_MAX : UINT64_C(256) << 20;
+}
+
 static ful_result device_fill(ful_device *d, const ful_device_params *p)
 {
+    enum { LEAST_ALLOCATION = 64 << 10 };
     ful_caps caps = d->facts.info.caps;
+    uint64_t limit = allocation_limit(&d->facts.info, p->max_allocation_bytes);
+    if (limit < LEAST_ALLOCATION)
+        return fail(FUL_ERR_ARGUMENT,
+                    "ful_device_params.max_allocation_bytes: %llu, below the least of %d",
+                    (unsigned long long)limit, (int)LEAST_ALLOCATION);
+    if (caps.allocation_bytes > limit)
+        caps.allocation_bytes = limit;
     caps_remove(p->caps_off, &caps);
     TRY(caps_apply(p->caps, "ful_device_params.caps", d->facts.info.kind, &caps));
     d->info = d->facts.info;
@@ -549,13 +566,15 @@ bool device_is_built_in(const ful_device *device)
 
 uint64_t device_window_bytes(const ful_device *device)
 {
+    enum { WINDOW_ALIGN = 256 };
     /* Every window is a dispatch of its own, and their ends leave a device idle; but small windows
      * find room more easily. */
     bool roomy = device->info.caps.device_memory_bytes >= 16ull << 30;
     uint64_t bytes = roomy ? 4ull << 30 : 1ull << 30;
     if (bytes > device->info.caps.storage_range_bytes)
         bytes = device->info.caps.storage_range_bytes;
-    if (bytes > device->info.caps.allocation_bytes)
-        bytes = device->info.caps.allocation_bytes;
-    return bytes & ~(uint64_t)255;
+    /* An allocation holds padding, too. */
+    if (bytes > device->info.caps.allocation_bytes - WINDOW_ALIGN)
+        bytes = device->info.caps.allocation_bytes - WINDOW_ALIGN;
+    return bytes & ~(uint64_t)(WINDOW_ALIGN - 1);
 }

@@ -35,9 +35,6 @@ static ful_result cut_make(const ful_device *d, const gpu_tensor *t, const char 
         !size_mul(expert_bytes, t->experts, &all_bytes))
         return fail(FUL_ERR_ARGUMENT, "tensor %s: %u x %u x %u elements are too many", name,
                     (unsigned)t->experts, (unsigned)t->rows, (unsigned)t->cols);
-    /* The allocation holds padding, too. */
-    if (window + 256 > d->info.caps.allocation_bytes)
-        window -= 256;
     if (expert_bytes <= window) {
         uint64_t n = window / expert_bytes;
         c->experts_per_window = n > t->experts ? t->experts : (uint32_t)n;

@@ -1,6 +1,8 @@
 /* What a caller can do to a session, rightly and wrongly. */
 #include "../util/checkpoint.h"
+#include "../util/compare.h"
 #include "../util/model_fixture.h" /* before cmocka, whose fail() is a macro */
+#include "gpu/gpu_internal.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -199,6 +201,70 @@ static void test_plan(void **state)
     model_fixture_close(&f);
 }
 
+/* ---- the largest allocation ---- */
+
+static PFN_vkAllocateMemory allocate;
+static uint64_t largest;
+
+static VKAPI_ATTR VkResult VKAPI_CALL allocate_noting(VkDevice device,
+                                                      const VkMemoryAllocateInfo *info,
+                                                      const VkAllocationCallbacks *callbacks,
+                                                      VkDeviceMemory *memory)
+{
+    largest = info->allocationSize > largest ? info->allocationSize : largest;
+    return allocate(device, info, callbacks, memory);
+}
+
+/* Logits of a short prompt, with allocations up to `limit`; NULL if the vocabulary is empty. */
+static float *logits_within(uint64_t limit, size_t *n_vocab)
+{
+    const int32_t prompt[] = {3, 1, 4, 1, 5, 9, 2, 6};
+    ful_instance *instance = NULL;
+    ful_device *device = NULL;
+    ful_model *model = NULL;
+    ful_session *session = NULL;
+    EXPECT_OK(ful_instance_create(
+        &instance, ful_instance_params(.validation = getenv("FULGUR_TEST_VALIDATION") != NULL)));
+    EXPECT_OK(ful_device_open(&device, instance,
+                              ful_device_params(.name_part = getenv("FULGUR_TEST_DEVICE"),
+                                                .max_allocation_bytes = limit, .cache_dir = "",
+                                                .selftest = FUL_SELFTEST_NEVER)));
+    if (limit != UINT64_MAX)
+        assert_true(ful_device_get_info(device)->caps.allocation_bytes <= limit);
+    allocate = device->fn.vkAllocateMemory;
+    device->fn.vkAllocateMemory = allocate_noting;
+    largest = 0;
+    EXPECT_OK(ful_model_load(&model, device, golden_dir, NULL, NULL, NULL));
+    EXPECT_OK(ful_session_create(&session, model, NULL));
+    EXPECT_OK(ful_prefill(session, prompt, 8));
+    const float *logits;
+    EXPECT_OK(ful_logits(session, &logits, n_vocab));
+    float *copy = malloc(*n_vocab * sizeof *copy);
+    assert_non_null(copy);
+    memcpy(copy, logits, *n_vocab * sizeof *copy);
+    ful_session_destroy(&session);
+    ful_model_destroy(&model);
+    ful_device_close(&device);
+    ful_instance_destroy(&instance);
+    return copy;
+}
+
+/* Tensors that one allocation has no room for lie in several, and nothing else changes. */
+static void test_allocations(void **state)
+{
+    (void)state;
+    enum { LIMIT = 256 << 10 };
+    size_t n_vocab, again;
+    float *whole = logits_within(UINT64_MAX, &n_vocab);
+    assert_true(largest > LIMIT);
+    float *parts = logits_within(LIMIT, &again);
+    assert_in_range(largest, 1, LIMIT);
+    assert_int_equal(n_vocab, again);
+    EXPECT_ERROR_BELOW(max_rel_error_ff(parts, whole, n_vocab), 1e-5, "logits");
+    free(parts);
+    free(whole);
+}
+
 static bool cancel_at_once(void *ctx, const ful_progress *p)
 {
     (void)ctx;
@@ -225,7 +291,7 @@ int main(void)
         cmocka_unit_test(test_arguments),   cmocka_unit_test(test_generate),
         cmocka_unit_test(test_reset),       cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_memory),      cmocka_unit_test(test_plan),
-        cmocka_unit_test(test_cancel_load),
+        cmocka_unit_test(test_cancel_load), cmocka_unit_test(test_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
