@@ -75,7 +75,8 @@ typedef struct ful_plan_params {
     size_t struct_size;
     size_t max_tokens;     /* context of one session; 0 = min(context_length, 4096) */
     uint32_t chunk_tokens; /* largest prefill chunk, at most 8192; 0 = 2048 on discrete GPUs, 512 on
-                              others, less where a binding or the memory is small */
+                              others, less where a binding or the memory is small or a dispatch
+                              would take longer than ful_device_params.max_dispatch_ms */
     ful_precision precision;
     ful_decay decay;
     uint32_t session_count; /* sessions to plan memory for; 0 = 1 */

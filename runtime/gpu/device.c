@@ -1,5 +1,6 @@
 /* Finding, opening, losing and closing devices. */
 #include <ctype.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -278,6 +279,24 @@ static uint64_t allocation_limit(const ful_device_info *info, uint64_t asked)
     return roomy ? UINT64_MAX : UINT64_C(256) << 20;
 }
 
+/* What ful_device_params.max_dispatch_ms says, or the default. */
+static uint32_t dispatch_limit(const ful_device_info *info, uint32_t asked)
+{
+    static const uint32_t phones[] = {0x5143 /* Qualcomm */, 0x13B5 /* Arm */,
+                                      0x1010 /* Imagination */, 0x144D /* Samsung */};
+    if (asked != 0)
+        return asked;
+    if (info->kind == FUL_DEVICE_CPU)
+        return UINT32_MAX; /* no watchdog, and nobody looks at what it draws */
+#ifdef __ANDROID__
+    return 10;
+#endif
+    for (size_t i = 0; i < sizeof(phones) / sizeof(phones[0]); i++)
+        if (info->vendor_id == phones[i])
+            return 10;
+    return 50;
+}
+
 static ful_result device_fill(ful_device *d, const ful_device_params *p)
 {
     enum { LEAST_ALLOCATION = 64 << 10 };
@@ -300,6 +319,7 @@ static ful_result device_fill(ful_device *d, const ful_device_params *p)
         return fail(FUL_ERR_UNSUPPORTED, "device %s can't be used: %s", d->info.name,
                     d->info.why_not);
     d->max_submit_ms = p->max_submit_ms ? p->max_submit_ms : 100;
+    d->max_dispatch_ms = dispatch_limit(&d->info, p->max_dispatch_ms);
     /* Drivers that run on the processor may compile kernels inside the first submission: some 30 s
      * for a whole model with the oldest ones. */
     uint32_t patience_ms = d->info.kind == FUL_DEVICE_CPU ? 600000 : 30000;
@@ -562,6 +582,13 @@ bool device_is_cpu(const ful_device *device)
 bool device_is_built_in(const ful_device *device)
 {
     return device->info.built_in;
+}
+
+double device_dispatch_flops(const ful_device *device)
+{
+    if (device->max_dispatch_ms == UINT32_MAX)
+        return INFINITY;
+    return device->max_dispatch_ms * 1e6 * device->flops_per_ns;
 }
 
 uint64_t device_window_bytes(const ful_device *device)

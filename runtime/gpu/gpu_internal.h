@@ -106,7 +106,7 @@ struct ful_device {
     VkQueue queue;
     mutex *queue_lock;
 
-    uint32_t max_submit_ms, wait_timeout_ms;
+    uint32_t max_submit_ms, max_dispatch_ms, wait_timeout_ms;
     _Atomic int lost;     /* 1: every later call fails */
     _Atomic int released; /* of a lost device: 0 unknown, 1 its work has ended, 2 it never did */
     VkFence idle_fence;   /* behind all work, submitted when a wait timed out; under queue_lock */

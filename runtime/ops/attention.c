@@ -158,16 +158,12 @@ static uint32_t choose_splits(uint64_t wanted, uint64_t workgroups, uint64_t key
     return splits < MAX_SPLITS ? (uint32_t)splits : MAX_SPLITS;
 }
 
-/* Keys one dispatch may visit so that it stays in the order of 100 ms on a slow device of its kind.
- * CPU devices have no watchdog. */
+/* Keys one dispatch may visit so that it stays within its time. */
 static uint64_t keys_per_dispatch(const op_context *ctx, uint32_t rows, uint32_t heads,
                                   uint32_t head_dim, bool matrix)
 {
-    ful_device_kind kind = ful_device_get_info(ctx->device)->kind;
-    if (kind == FUL_DEVICE_CPU)
-        return UINT32_MAX;
-    double flops = kind == FUL_DEVICE_DISCRETE ? 2e11 : 2e10;
-    double keys = (matrix ? 10 : 1) * flops / (4.0 * rows * heads * head_dim);
+    double flops = device_dispatch_flops(ctx->device);
+    double keys = (matrix ? OP_MATRIX_SPEED : 1) * flops / (4.0 * rows * heads * head_dim);
     return keys < 256 ? 256 : keys > UINT32_MAX ? UINT32_MAX : (uint64_t)keys;
 }
 

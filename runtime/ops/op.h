@@ -34,6 +34,10 @@ typedef struct step_params {
 } step_params;
 enum { STEP_BINDING = 8 };
 
+/* How much faster products on cooperative matrices are counted than plain ones, where the time of a
+ * dispatch is guessed. */
+enum { OP_MATRIX_SPEED = 10 };
+
 /* Whether kernels spread over many invocations that share memory (GPUs) or over few that do not
  * (CPU devices, where barriers are dear). */
 typedef enum op_shape {

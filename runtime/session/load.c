@@ -33,10 +33,29 @@ static ful_result plan_precision(ful_device *device, ful_precision wanted, ful_p
     return FUL_OK;
 }
 
-static uint32_t default_chunk(const ful_device *device, size_t max_tokens)
+/* Rows of a chunk whose largest products stay within the time of a dispatch: a power of two. */
+static uint32_t dispatch_rows(const schedule_shape *shape)
 {
-    bool discrete = ful_device_get_info(device)->kind == FUL_DEVICE_DISCRETE;
+    enum { LEAST_ROWS = 32 };
+    const model_config *c = shape->config;
+    /* q, k, v and gate of a lightning layer; gate and up of a row's experts. */
+    double projection = 4.0 * c->head_count * c->head_dim,
+           experts = 2.0 * c->top_k * c->intermediate_size;
+    double per_row = 2.0 * c->hidden_size * (projection > experts ? projection : experts);
+    bool matrix = shape->half && (device_caps(shape->device)->features & FUL_FEATURE_COOPMAT) != 0;
+    double flops = (matrix ? OP_MATRIX_SPEED : 1) * device_dispatch_flops(shape->device);
+    uint32_t rows = LEAST_ROWS;
+    while (rows < MAX_CHUNK_TOKENS && 2.0 * rows * per_row <= flops)
+        rows *= 2;
+    return rows;
+}
+
+static uint32_t default_chunk(const schedule_shape *shape, size_t max_tokens)
+{
+    bool discrete = ful_device_get_info(shape->device)->kind == FUL_DEVICE_DISCRETE;
     uint32_t chunk = discrete ? DISCRETE_CHUNK_TOKENS : DEFAULT_CHUNK_TOKENS;
+    uint32_t most = dispatch_rows(shape);
+    chunk = chunk < most ? chunk : most;
     /* A wider chunk than the session holds would never be full. */
     return max_tokens < chunk ? (uint32_t)max_tokens : chunk;
 }
@@ -92,7 +111,7 @@ static ful_result make_plan(ful_device *device, const model_config *c, const ful
     out->available_bytes = device_free_bytes(device);
     if (p->chunk_tokens)
         return plan_chunk(&shape, p->chunk_tokens, out);
-    TRY(plan_chunk(&shape, default_chunk(device, out->max_tokens), out));
+    TRY(plan_chunk(&shape, default_chunk(&shape, out->max_tokens), out));
     while (out->total_bytes > out->available_bytes &&
            out->chunk_tokens > LEAST_DEFAULT_CHUNK_TOKENS)
         TRY(plan_chunk(&shape, out->chunk_tokens / 2, out));

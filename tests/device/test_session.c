@@ -201,10 +201,11 @@ static void test_plan(void **state)
     model_fixture_close(&f);
 }
 
-/* ---- the largest allocation ---- */
+/* ---- the largest allocation and dispatch ---- */
 
 static PFN_vkAllocateMemory allocate;
 static uint64_t largest;
+static bool slow;
 
 static VKAPI_ATTR VkResult VKAPI_CALL allocate_noting(VkDevice device,
                                                       const VkMemoryAllocateInfo *info,
@@ -215,28 +216,36 @@ static VKAPI_ATTR VkResult VKAPI_CALL allocate_noting(VkDevice device,
     return allocate(device, info, callbacks, memory);
 }
 
-/* Logits of a short prompt, with allocations up to `limit`; NULL if the vocabulary is empty. */
-static float *logits_within(uint64_t limit, size_t *n_vocab)
+/* Logits of a prompt on a device opened with these limits; *chunk: the plan's. */
+static float *logits_within(uint64_t limit, uint32_t dispatch_ms, size_t *n_vocab, uint32_t *chunk)
 {
-    const int32_t prompt[] = {3, 1, 4, 1, 5, 9, 2, 6};
+    int32_t prompt[200];
+    for (int i = 0; i < 200; i++)
+        prompt[i] = (i * 37 + 5) % 400;
     ful_instance *instance = NULL;
     ful_device *device = NULL;
     ful_model *model = NULL;
     ful_session *session = NULL;
+    ful_plan plan;
     EXPECT_OK(ful_instance_create(
         &instance, ful_instance_params(.validation = getenv("FULGUR_TEST_VALIDATION") != NULL)));
     EXPECT_OK(ful_device_open(&device, instance,
                               ful_device_params(.name_part = getenv("FULGUR_TEST_DEVICE"),
-                                                .max_allocation_bytes = limit, .cache_dir = "",
+                                                .max_allocation_bytes = limit,
+                                                .max_dispatch_ms = dispatch_ms, .cache_dir = "",
                                                 .selftest = FUL_SELFTEST_NEVER)));
-    if (limit != UINT64_MAX)
+    if (limit != UINT64_MAX && limit != 0)
         assert_true(ful_device_get_info(device)->caps.allocation_bytes <= limit);
+    slow = ful_device_get_info(device)->kind == FUL_DEVICE_CPU;
     allocate = device->fn.vkAllocateMemory;
     device->fn.vkAllocateMemory = allocate_noting;
     largest = 0;
-    EXPECT_OK(ful_model_load(&model, device, golden_dir, NULL, NULL, NULL));
+    EXPECT_OK(ful_model_plan(instance, golden_dir, device,
+                             ful_plan_params(.precision = FUL_PRECISION_F32), &plan));
+    EXPECT_OK(ful_model_load(&model, device, golden_dir, &plan, NULL, NULL));
     EXPECT_OK(ful_session_create(&session, model, NULL));
-    EXPECT_OK(ful_prefill(session, prompt, 8));
+    *chunk = ful_model_get_plan(model)->chunk_tokens;
+    EXPECT_OK(ful_prefill(session, prompt, 200));
     const float *logits;
     EXPECT_OK(ful_logits(session, &logits, n_vocab));
     float *copy = malloc(*n_vocab * sizeof *copy);
@@ -255,10 +264,28 @@ static void test_allocations(void **state)
     (void)state;
     enum { LIMIT = 256 << 10 };
     size_t n_vocab, again;
-    float *whole = logits_within(UINT64_MAX, &n_vocab);
+    uint32_t chunk;
+    float *whole = logits_within(UINT64_MAX, 0, &n_vocab, &chunk);
     assert_true(largest > LIMIT);
-    float *parts = logits_within(LIMIT, &again);
+    float *parts = logits_within(LIMIT, 0, &again, &chunk);
     assert_in_range(largest, 1, LIMIT);
+    assert_int_equal(n_vocab, again);
+    EXPECT_ERROR_BELOW(max_rel_error_ff(parts, whole, n_vocab), 1e-5, "logits");
+    free(parts);
+    free(whole);
+}
+
+/* A device that would take long for a dispatch gets shorter chunks, and nothing else changes. */
+static void test_dispatches(void **state)
+{
+    (void)state;
+    size_t n_vocab, again;
+    uint32_t chunk, shorter;
+    float *whole = logits_within(0, UINT32_MAX, &n_vocab, &chunk);
+    float *parts = logits_within(0, 1, &again, &shorter);
+    assert_in_range(shorter, 32, chunk); /* less where the device is guessed slow: processors */
+    if (slow)
+        assert_true(shorter < chunk);
     assert_int_equal(n_vocab, again);
     EXPECT_ERROR_BELOW(max_rel_error_ff(parts, whole, n_vocab), 1e-5, "logits");
     free(parts);
@@ -292,6 +319,7 @@ int main(void)
         cmocka_unit_test(test_reset),       cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_memory),      cmocka_unit_test(test_plan),
         cmocka_unit_test(test_cancel_load), cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_dispatches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
