@@ -140,8 +140,10 @@ typedef struct ful_instance_params {
     (&(ful_instance_params){.struct_size = sizeof(ful_instance_params), __VA_ARGS__})
 
 /* Loads the Vulkan loader and creates an instance. Succeeds without a Vulkan loader: devices are
- * then none (ful_device_list gives 0), so files can still be inspected and text tokenized.
- * Errors: FUL_ERR_HOST_MEMORY. */
+ * then none (ful_device_list gives 0), so files can still be inspected and text tokenized. Keep one
+ * as long as the program may need it: a driver is unloaded with its last instance, and some can't
+ * be loaded again any number of times (NVIDIA's 580.159 refuses after some tens). Errors:
+ * FUL_ERR_HOST_MEMORY. */
 FUL_API ful_result ful_instance_create(ful_instance **out, const ful_instance_params *params);
 
 /* Every device, model and session made from the instance must be destroyed first. */

@@ -135,7 +135,7 @@ static void warn_last_resort(const ful_instance *in, uint32_t n, const ful_devic
         log_write(&in->log, FUL_LOG_WARNING,
                   "no Vulkan %s: running on the processor; a Vulkan driver may be faster "
                   "(mesa-vulkan-drivers on Debian)",
-                  in->vk ? "device" : "loader");
+                  in->vk ? "device" : "driver");
 }
 
 /* Chooses by params, and fills *facts. */

@@ -297,7 +297,7 @@ if [ "$(uname)" = Linux ]; then
     : >"$scratch/broken/libvulkan.so.1"
     : >"$scratch/broken/libvulkan.so"
     without_driver "no loader" 1 LD_LIBRARY_PATH="$scratch/broken"
-    expect_text "no loader: says so" "$err" "no Vulkan loader"
+    expect_text "no loader: says so" "$err" "no Vulkan driver"
 fi
 
 finish

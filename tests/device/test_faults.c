@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
@@ -44,15 +43,6 @@ static size_t count_calls(VkResult result, bool wide, bool selftest)
     return f.calls;
 }
 
-/* Calls 1 + offset, 1 + offset + stride ...: a different offset every day, so that in the end all
- * are walked. FULGUR_TEST_OFFSET=N walks those of another. */
-static size_t walk_offset(size_t stride)
-{
-    const char *text = getenv("FULGUR_TEST_OFFSET");
-    size_t offset = text != NULL ? (size_t)strtoul(text, NULL, 10) : (size_t)time(NULL) / 86400;
-    return offset % stride;
-}
-
 static void expect_clear(const story *s, const fault_vulkan *f, size_t at)
 {
     static const struct {
@@ -80,7 +70,7 @@ static void walk(VkResult result, bool wide, bool selftest, size_t stride)
 {
     size_t calls = count_calls(result, wide, selftest), errors = 0, went_on = 0, walked = 0;
     uint64_t start = time_ns();
-    for (size_t at = 1 + walk_offset(stride); at <= calls; at += stride) {
+    for (size_t at = 1 + fixture_offset() % stride; at <= calls; at += stride) {
         fault_vulkan f = {.result = result, .fail_at = at};
         story s = story_of(&f, wide, selftest);
         story_run(&s);
@@ -143,6 +133,7 @@ static void test_device_memory(void **state)
 int main(void)
 {
     gpu_test_require_device();
+    gpu_test_hold_driver();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_lost),
         cmocka_unit_test(test_host_memory),

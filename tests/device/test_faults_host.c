@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
@@ -56,14 +55,13 @@ static size_t told(story s, size_t at, bool *error, bool *went_on)
     return memory.calls;
 }
 
-/* Every `stride`th; those of another day on another day. */
+/* Every `stride`th. */
 static void walk(story s, size_t stride)
 {
     bool error, went_on;
     size_t errors = 0, going = 0, walked = 0;
     uint64_t start = time_ns();
-    const char *text = getenv("FULGUR_TEST_OFFSET");
-    size_t offset = text != NULL ? (size_t)strtoul(text, NULL, 10) : (size_t)time(NULL) / 86400;
+    size_t offset = fixture_offset();
     size_t calls = told(s, 0, &error, &went_on);
     for (size_t at = 1 + offset % stride; at <= calls; at += stride) {
         told(s, at, &error, &went_on);
@@ -106,6 +104,7 @@ static void test_selftest(void **state)
 int main(void)
 {
     gpu_test_require_device();
+    gpu_test_hold_driver();
     built_in = gpu_test_built_in();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plain),

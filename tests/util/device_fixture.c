@@ -47,6 +47,12 @@ void expect_error_below_(double error, double limit, const char *file, int line,
     _fail(file, line);
 }
 
+size_t fixture_offset(void)
+{
+    const char *text = getenv("FULGUR_TEST_OFFSET");
+    return text != NULL ? (size_t)strtoul(text, NULL, 10) : 0;
+}
+
 bool fixture_full(void)
 {
     const char *level = getenv("FULGUR_TEST_LEVEL");

@@ -20,6 +20,9 @@ extern const char *const fixture_masks[];
 
 /* True if FULGUR_TEST_LEVEL is full or long. */
 bool fixture_full(void);
+/* Where walks that take every so many begin, so that all can be walked in several runs:
+ * FULGUR_TEST_OFFSET=N, else 0. */
+size_t fixture_offset(void);
 /* True if it is long: minutes on a processor, for what only size can show. */
 bool fixture_long(void);
 

@@ -156,6 +156,13 @@ void gpu_test_require_device(void)
     ful_instance_destroy(&instance);
 }
 
+void gpu_test_hold_driver(void)
+{
+    static ful_instance *held;
+    static log_seen seen;
+    held = held ? held : gpu_test_instance(&seen);
+}
+
 gpu_pipeline *gpu_test_map(ful_device *device, uint32_t constant)
 {
     gpu_pipeline_desc desc = {.module = "test_map",

@@ -24,6 +24,10 @@ void gpu_test_close(ful_device **device);
 /* Prints why and exits with 77 if there is no usable device. */
 void gpu_test_require_device(void);
 
+/* Keeps the driver loaded until the program ends. For tests that open it more often than some can
+ * be loaded. */
+void gpu_test_hold_driver(void);
+
 /* True if FULGUR_DEVICE asks for the built-in device. */
 bool gpu_test_built_in(void);
 
