@@ -142,7 +142,10 @@ static VkResult pipeline_compile(ful_device *d, gpu_pipeline *p)
         .basePipelineIndex = -1,
     };
     log_write(&d->instance->log, FUL_LOG_TRACE, "compiling %s", p->name);
+    uint64_t start = time_ns();
     r = d->fn.vkCreateComputePipelines(d->vk, d->cache, 1, &info, NULL, &p->vk);
+    log_write(&d->instance->log, FUL_LOG_DEBUG, "compiling %s took %.1f ms", p->name,
+              (double)(time_ns() - start) / 1e6);
     d->fn.vkDestroyShaderModule(d->vk, module, NULL);
     if (r != VK_SUCCESS) {
         p->vk = VK_NULL_HANDLE;
