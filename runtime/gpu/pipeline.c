@@ -346,6 +346,18 @@ static void batch_compile(void *ctx, uint32_t i)
     b->results[i] = pipeline_compile(b->device, b->list[i]);
 }
 
+/* Long code first: what takes longest must not be begun last. */
+static void sort_longest(gpu_pipeline **list, uint32_t n)
+{
+    for (uint32_t i = 1; i < n; i++) {
+        gpu_pipeline *p = list[i];
+        uint32_t at = i;
+        for (; at > 0 && list[at - 1]->code_bytes < p->code_bytes; at--)
+            list[at] = list[at - 1];
+        list[at] = p;
+    }
+}
+
 /* Compiles list[0..n) in rounds, so that progress can be told on this thread. Under pipeline_lock.
  */
 static ful_result batch_run(ful_device *d, gpu_pipeline **list, VkResult *results, uint32_t n,
@@ -396,6 +408,7 @@ ful_result gpu_pipelines_end(ful_device *device, ful_progress_fn progress, void 
             list[n++] = device->pipelines[i];
     if (r == FUL_OK && n > 0)
         r = device_alive(device);
+    sort_longest(list, r == FUL_OK ? n : 0);
     if (r == FUL_OK && n > 0)
         r = batch_run(device, list, results, n, progress, progress_ctx);
     mem_free(&device->alloc, list);
