@@ -93,13 +93,12 @@ function(fulgur_shader_sources out)
         endif()
         list(APPEND _names ${_name})
 
-        # The floor is for Vulkan 1.0 with VK_KHR_storage_buffer_storage_class.
+        # The floor is for Vulkan 1.0 with VK_KHR_storage_buffer_storage_class, which the sources ask
+        # for by a pragma.
         set(_target_env vulkan1.0)
-        set(_preamble "-P#pragma use_storage_buffer")
         foreach(_word IN LISTS _need_words)
             if(NOT _word MATCHES "^(buffers[0-9]+|none|-)$")
                 set(_target_env vulkan1.1)
-                set(_preamble "")
             endif()
         endforeach()
         if("vk13" IN_LIST _need_words)
@@ -134,7 +133,7 @@ function(fulgur_shader_sources out)
         set(_header ${FULGUR_SPIRV_DIR}/${_name}.h)
         add_custom_command(
             OUTPUT ${_header} ${_spv}
-            COMMAND ${FULGUR_GLSLANG_PROGRAM} -V --quiet --target-env ${_target_env} ${_preamble}
+            COMMAND ${FULGUR_GLSLANG_PROGRAM} -V --quiet --target-env ${_target_env}
                 -I${FULGUR_SHADER_DIR}/inc ${_flags} -o ${_spv} ${_source}
             COMMAND ${CMAKE_COMMAND} -DNAME=${_name} -DSPV=${_spv} -DHEADER=${_header}
                 -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/EmbedSpirv.cmake

@@ -14,6 +14,7 @@
 // shared memory, in order. A split takes an equal share of the tile's keys and visits the windows
 // that hold them. Scores, weights and sums are f32; keys and values f32 or (KV_F16) scaled halves.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/step.glsl"
 

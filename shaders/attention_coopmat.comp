@@ -26,6 +26,7 @@
 //    o / l). So values below 2^-28 of the largest in the tiles so far lose precision. To visit tiles of
 //    wider range several times would need a loop around matrices, in which a driver hung.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_KHR_memory_scope_semantics : require

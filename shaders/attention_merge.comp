@@ -8,6 +8,7 @@
 // Workgroup = one query head of one row. PARTS invocations share a vec4 of the output: part p sums the
 // splits p, p + PARTS, ...; the parts are summed through shared memory, in order.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/step.glsl"
 

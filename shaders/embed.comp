@@ -4,6 +4,7 @@
 // each writes the rows whose token lies in its window; the first also writes zeros for tokens outside
 // the table. A workgroup covers WG columns of one row.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/dispatch.glsl"
 #include "inc/step.glsl"

@@ -8,6 +8,7 @@
 // the row: the sum of squares (as a tree: fixed order) and the largest magnitude. A row whose sum is not
 // finite becomes NaN.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #include "inc/dispatch.glsl"

@@ -22,6 +22,7 @@
 // scaled by powers of two so that no sum of halves can exceed fp16's range), k's and v's are joined
 // with the decay in f32. The state's halves are scaled by a bound on its largest magnitude.
 #version 450
+#pragma use_storage_buffer
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_KHR_memory_scope_semantics : require
 #extension GL_KHR_shader_subgroup_basic : require

@@ -11,6 +11,7 @@
 // Workgroup = (slice of WG value columns, sequence and head); invocation = one column: no shared memory
 // and no barrier, and the loads of q and k are the same for all lanes.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/lightning.glsl"
 

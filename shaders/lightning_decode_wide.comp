@@ -13,6 +13,7 @@
 // invocations side by side four columns each. All loads of the state are in flight at once. The parts
 // of an output are summed through shared memory, in order.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #include "inc/lightning.glsl"

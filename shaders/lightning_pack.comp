@@ -6,6 +6,7 @@
 // x [rows][x_stride] f32, columns used: blocks * B; halves [rows][blocks * B]; scale [rows][blocks].
 // LANES invocations share a block, WG / LANES blocks a workgroup. B is a multiple of 4.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/dispatch.glsl"
 #include "inc/math.glsl"

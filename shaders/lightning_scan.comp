@@ -9,6 +9,7 @@
 //
 // Workgroup = (WG vec4s of the state, head); invocation = one vec4. Nothing is shared.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/lightning.glsl"
 #include "inc/step.glsl"

@@ -15,6 +15,7 @@
 // HALF rounds q, k, v (per token and head) and the rows of P to fp16 after a power-of-two scale that
 // puts the row's largest magnitude into [2^13, 2^14); products and sums stay f32.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #include "inc/lightning.glsl"

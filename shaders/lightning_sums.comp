@@ -13,6 +13,7 @@
 // keys of group r and the columns of group c. The next block's k and v are on their way to registers
 // while one is worked on. Numerics as in lightning_coopmat.
 #version 450
+#pragma use_storage_buffer
 #extension GL_KHR_cooperative_matrix : require
 #extension GL_KHR_memory_scope_semantics : require
 #extension GL_KHR_shader_subgroup_basic : require

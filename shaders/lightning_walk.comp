@@ -12,6 +12,7 @@
 // Workgroup = (slice of WG / DSPLIT value columns, head); invocation = one column of the state times
 // a DSPLIT-th part of its keys. The parts of an output are summed through shared memory, in order.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #include "inc/step.glsl"

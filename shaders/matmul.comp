@@ -8,6 +8,7 @@
 // ACT as in matvec.comp. Where tiles are too few to fill a device the columns are split in `splits` parts
 // side by side in the line of groups, each to its own result; matmul_reduce.comp adds them.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #if defined(HALF)
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require

@@ -18,6 +18,7 @@
 // Where tiles are too few to fill a device, its columns are split in `splits` parts, a part for every z
 // of the groups; matmul_reduce.comp adds the parts.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require

@@ -3,6 +3,7 @@
 //
 // part f32 [splits][row_count][w_rows] -> out f32 [rows][out_stride]. ACT as in matvec.comp. One invocation for two weight rows, workgroups in a line over pairs of weight rows, then rows.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/dispatch.glsl"
 #include "inc/math.glsl"

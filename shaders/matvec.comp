@@ -8,6 +8,7 @@
 // ACT 0: none. 1: SiLU below column `split`, sigmoid from there on. 2: weight rows 2i, 2i+1 give
 // out[r][i] = SiLU(even) * odd.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/dispatch.glsl"
 #include "inc/math.glsl"

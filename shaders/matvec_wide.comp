@@ -19,6 +19,7 @@
 // ACT 0: none. 1: SiLU below column `split`, sigmoid from there on. 2: weight rows 2i, 2i+1 give
 // out[r][i] = SiLU(even) * odd. A row of x whose sum of squares is not finite becomes NaN.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #if defined(SUBGROUP)

@@ -4,6 +4,7 @@
 // in, out [words4] of four words. A group treats WG * EACH neighbours of them, an invocation EACH with WG
 // between them, so that lanes read side by side and several loads are on their way at once.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #include "inc/dispatch.glsl"

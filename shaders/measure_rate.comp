@@ -8,6 +8,7 @@
 //            the workgroup
 // Results are the same for all invocations: out [groups] f32.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #include "inc/dispatch.glsl"

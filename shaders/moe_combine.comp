@@ -5,6 +5,7 @@
 //
 // One invocation an element; workgroups are (columns, rows).
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/step.glsl"
 #include "inc/moe.glsl"

@@ -4,6 +4,7 @@
 //
 // One workgroup an expert. Integer sums only, so the order is of no consequence.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/step.glsl"
 #include "inc/moe.glsl"

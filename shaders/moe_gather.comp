@@ -3,6 +3,7 @@
 // x halves [rows][stride], x_scale f32 [rows], lists from moe_sort -> out halves [pairs][out_stride],
 // scale f32 [pairs]. Strides in uvec4, out_stride <= stride. One workgroup a pair.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/dispatch.glsl"
 #include "inc/step.glsl"

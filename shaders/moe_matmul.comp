@@ -11,6 +11,7 @@
 // sides go through shared memory, transposed. HALF: the shared tiles are pairs of halves along k;
 // weight rows are multiplied by row_scale first where the tensor has one, undone at the end.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #include "inc/math.glsl"

@@ -17,6 +17,7 @@
 // There is neither shared memory nor a barrier: this is for CPU devices, which load x as a scalar then
 // (moe_matvec_wide.comp is for the others). Sums are f32 in a fixed order.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #include "inc/math.glsl"

@@ -14,6 +14,7 @@
 // ones of its expert while the others leave; in MODE 2 a row, whose experts are dealt to SPLIT parts
 // of the line. Reduced over k: eight at a time, then in order; then over the lanes (inc/lanesum.glsl).
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #if defined(SUBGROUP)

@@ -9,6 +9,7 @@
 // A NaN logit counts as the largest: it is chosen, and a row whose best logit is not finite gets NaN
 // weights. The expert index stays below E in every case.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/step.glsl"
 #include "inc/moe.glsl"

@@ -6,6 +6,7 @@
 // One workgroup an expert: prefix sums over the counts of the experts before it, then a second look
 // at all pairs, each invocation at its own stretch, so that pairs keep their order.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/step.glsl"
 #include "inc/moe.glsl"

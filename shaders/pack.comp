@@ -3,6 +3,7 @@
 // in f32 [rows][dim], data halves [rows][stride], scale f32 [rows]. LANES invocations share a row,
 // WG / LANES rows a workgroup; reduced over a row: the largest magnitude, by its bits.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/dispatch.glsl"
 #include "inc/math.glsl"

@@ -9,6 +9,7 @@
 // lane in blocks of 16 pairs, lanes as a tree: fixed order) and, for halves, the largest magnitude. A row
 // whose sum is not finite becomes NaN: nothing that went wrong can look like a number.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/dispatch.glsl"
 #include "inc/math.glsl"

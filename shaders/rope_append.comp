@@ -12,6 +12,7 @@
 //
 // Workgroup = one head of one row. KV_F16 reduces the row's largest magnitude across the workgroup.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/math.glsl"
 #include "inc/step.glsl"

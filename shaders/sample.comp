@@ -9,6 +9,7 @@
 // or above each of three candidates. Masses are w = exp((l - largest) / temperature), summed with
 // compensation in a fixed order.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #include "inc/math.glsl"

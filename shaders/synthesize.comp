@@ -6,6 +6,7 @@
 // numbers come out for every type, but for its rounding. Elements between the last column and the
 // end of a row are random, too. One invocation four words.
 #version 450
+#pragma use_storage_buffer
 #extension GL_GOOGLE_include_directive : require
 #include "inc/dispatch.glsl"
 

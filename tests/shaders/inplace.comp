@@ -1,4 +1,5 @@
 #version 450
+#pragma use_storage_buffer
 // x[i] = x[i] * mul + add, `rounds` times, for i < count. Tests of the device layer.
 layout(local_size_x_id = 0, local_size_y_id = 1, local_size_z_id = 2) in;
 

@@ -1,4 +1,5 @@
 #version 450
+#pragma use_storage_buffer
 // out[i] = a[i] * mul + add + CONSTANT for i < count. Tests of the device layer.
 layout(local_size_x_id = 0, local_size_y_id = 1, local_size_z_id = 2) in;
 layout(constant_id = 3) const uint CONSTANT = 0;

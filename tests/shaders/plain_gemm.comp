@@ -1,4 +1,5 @@
 #version 450
+#pragma use_storage_buffer
 // The measure for the occupancy of matrix kernels: c[m][n] = sum over k of a[m][k] * b[k][n] in fp32,
 // tiles of 64 x 64 x 16 in shared memory, 256 invocations with 4 x 4 sums each, as plain as it gets.
 // m, n and k are multiples of the tile.

@@ -1,4 +1,5 @@
 #version 450
+#pragma use_storage_buffer
 // o[i] = step[i % 8] + i: reads the uniform block at binding 8. Tests of the device layer.
 layout(local_size_x_id = 0, local_size_y_id = 1, local_size_z_id = 2) in;
 
