@@ -111,15 +111,28 @@ typedef struct ful_progress {
  * which then returns FUL_ERR_CANCELLED with everything released. */
 typedef bool (*ful_progress_fn)(void *ctx, const ful_progress *progress);
 
-/* Element types of tensors, in files and on the device. */
+/* Element types of tensors, in files and on the device. From FUL_TYPE_Q8_0 on, elements lie in blocks
+ * of 32 or 256 that share scales, with the names and the arithmetic of GGUF files. */
 typedef enum ful_type {
     FUL_TYPE_DEFAULT = 0,
     FUL_TYPE_F32 = 1,
     FUL_TYPE_F16 = 2,
-    FUL_TYPE_BF16 = 3
+    FUL_TYPE_BF16 = 3,
+    FUL_TYPE_Q8_0 = 4,
+    FUL_TYPE_Q4_0 = 5,
+    FUL_TYPE_Q4_1 = 6,
+    FUL_TYPE_Q5_0 = 7,
+    FUL_TYPE_Q5_1 = 8,
+    FUL_TYPE_Q2_K = 9,
+    FUL_TYPE_Q3_K = 10,
+    FUL_TYPE_Q4_K = 11,
+    FUL_TYPE_Q5_K = 12,
+    FUL_TYPE_Q6_K = 13,
+    FUL_TYPE_IQ4_NL = 14,
+    FUL_TYPE_MXFP4 = 15
 } ful_type;
 
-/* "f32", "f16", "bf16"; "unknown" for other values. Static storage. */
+/* "f32", "f16", "bf16", "q8_0", "q4_k", ...; "unknown" for other values. Static storage. */
 FUL_API const char *ful_type_name(ful_type type);
 
 /* ---- instance: the Vulkan loader, the log and the allocator shared by everything below ---- */

@@ -107,21 +107,6 @@ const char *ful_result_name(ful_result result)
     return "FUL_ERR_UNKNOWN";
 }
 
-const char *ful_type_name(ful_type type)
-{
-    switch (type) {
-    case FUL_TYPE_F32:
-        return "f32";
-    case FUL_TYPE_F16:
-        return "f16";
-    case FUL_TYPE_BF16:
-        return "bf16";
-    case FUL_TYPE_DEFAULT:
-        break;
-    }
-    return "unknown";
-}
-
 ful_result params_copy(void *out, size_t out_bytes, const void *params, const char *what)
 {
     size_t bytes = 0;

@@ -2,20 +2,6 @@
 
 #include "format/tensors.h"
 
-size_t type_bytes(ful_type type)
-{
-    switch (type) {
-    case FUL_TYPE_F32:
-        return 4;
-    case FUL_TYPE_F16:
-    case FUL_TYPE_BF16:
-        return 2;
-    case FUL_TYPE_DEFAULT:
-        break;
-    }
-    return 0;
-}
-
 static uint32_t bits_of(float f)
 {
     uint32_t u;

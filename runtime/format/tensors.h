@@ -3,6 +3,7 @@
 #define FULGUR_FORMAT_TENSORS_H
 
 #include "base/file.h"
+#include "base/types.h"
 
 enum { TENSOR_MAX_DIMS = 8 };
 
@@ -28,8 +29,6 @@ uint32_t tensor_file_count(const tensor_file *file);
 const tensor_info *tensor_file_at(const tensor_file *file, uint32_t index);     /* sorted by name */
 const tensor_info *tensor_file_find(const tensor_file *file, const char *name); /* NULL if absent */
 uint64_t tensor_file_bytes(const tensor_file *file);                            /* of all files */
-
-size_t type_bytes(ful_type type); /* 4, 2, 2; 0 for unknown */
 
 /* fp16 and bf16 <-> fp32 (round to nearest even), for the host's reference paths and for packing.
  */

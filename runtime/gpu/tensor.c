@@ -1,22 +1,10 @@
 /* Weight matrices in windows. */
 #include <string.h>
 
+#include "base/types.h"
 #include "gpu/gpu_internal.h"
 
 enum { SPLIT_ROWS = 64 };
-
-static uint64_t type_bytes(ful_type type)
-{
-    switch (type) {
-    case FUL_TYPE_F32:
-        return 4;
-    case FUL_TYPE_F16:
-    case FUL_TYPE_BF16:
-        return 2;
-    default:
-        return 0;
-    }
-}
 
 /* How a tensor is cut: windows of whole experts, or of rows of one expert. */
 typedef struct cut {
@@ -78,11 +66,11 @@ ful_result gpu_tensor_create(ful_device *device, ful_type type, uint32_t experts
 {
     memset(out, 0, sizeof(*out));
     const char *shown = name ? name : "without name";
-    if (type_bytes(type) == 0 || experts == 0 || rows == 0 || cols == 0)
+    if (type_row_bytes(type, cols) == 0 || experts == 0 || rows == 0)
         return fail(FUL_ERR_ARGUMENT, "tensor %s: type %s, %u x %u x %u elements", shown,
                     ful_type_name(type), (unsigned)experts, (unsigned)rows, (unsigned)cols);
     gpu_tensor t = {.type = type, .experts = experts, .rows = rows, .cols = cols};
-    t.row_bytes = (cols * type_bytes(type) + 15) & ~(uint64_t)15;
+    t.row_bytes = type_device_row_bytes(type, cols);
     cut c;
     TRY(cut_make(device, &t, shown, &c));
     t.windows = mem_zalloc(&device->alloc, c.windows, sizeof(*t.windows));
