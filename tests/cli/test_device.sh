@@ -256,6 +256,27 @@ expect_same "perplexity scores every token of a text" "$("$JSON_GET" tokens <"$o
     "$(count_tokens "$(cat "$scratch/text")")"
 expect_same "perplexity counts its bytes" "$("$JSON_GET" bytes <"$out")" "$(wc -c <"$scratch/text" | tr -d ' ')"
 
+# Logits kept, and held against: themselves, other weights, another text.
+run perplexity "$demo" "$scratch/text" --save-logits "$scratch/kept"
+expect_code "perplexity --save-logits" 0
+run perplexity "$demo" "$scratch/text" --kl "$scratch/kept" --json
+expect_code "perplexity --kl" 0
+expect_number "KL from itself" "$("$JSON_GET" kl <"$out")" "<" 1e-12
+expect_same "top tokens of itself" "$("$JSON_GET" top1_agreement <"$out")" 1
+run perplexity "$demo" "$scratch/text" --decay orig --kl "$scratch/kept" --json
+expect_number "KL from another decay" "$("$JSON_GET" kl_max <"$out")" ">" 0
+expect_number "KL from another decay" "$("$JSON_GET" kl_max <"$out")" "<" 1e-3
+run perplexity "$demo" "$scratch/text" --save-logits "$scratch/kept"
+expect_error "kept logits are not overwritten" 1 "$scratch/kept" "not overwritten"
+run perplexity "$demo" "$scratch/text" --window 4 --kl "$scratch/kept"
+expect_error "logits of other windows" 1 "$scratch/kept" "another text"
+head -c 40000 "$scratch/kept" >"$scratch/cut"
+run perplexity "$demo" "$scratch/text" --kl "$scratch/cut"
+expect_error "logits cut off" 1 "$scratch/cut" "cut off"
+run perplexity "$demo" "$scratch/text" --kl "$scratch/text"
+expect_error "no logits" 1 "$scratch/text" "--save-logits"
+expect_same "no part is left" "$(ls "$scratch" | grep -c part)" 0
+
 # ---- logits ----
 logits() { # NAME IDS [OPTION...]
     local name=$1 ids=$2

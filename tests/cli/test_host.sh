@@ -10,7 +10,7 @@ options_chat="--system --format --seed --temp --top-k --top-p --min-p --max-toke
 options_devices="--json --verbose --help"
 options_inspect="--json --tensors --check --help"
 options_tokenize="--prompt --file --added --decode --count --json --help"
-options_perplexity="--window --mark --no-bos --device --json --help"
+options_perplexity="--window --mark --no-bos --save-logits --kl --device --json --help"
 options_logits="--tokens --prefill --out --decay --device --help"
 
 run --help
