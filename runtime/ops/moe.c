@@ -859,3 +859,15 @@ ful_result op_moe(const op_context *ctx, const op_moe_args *args)
     }
     return FUL_OK;
 }
+
+bool op_moe_hidden(const op_context *ctx, const op_moe_args *args, gpu_range *hidden, bool *sorted)
+{
+    const gpu_tensor *w2 = args->w2;
+    moe_plan plan =
+        plan_make(ctx, args->x.half, args->rows, args->top_k, w2->experts, w2->rows, w2->cols);
+    if (args->x.half || plan.part_rows < args->rows)
+        return false;
+    *hidden = gpu_part(args->scratch, plan.hidden, plan.hidden_bytes);
+    *sorted = !plan.few;
+    return true;
+}

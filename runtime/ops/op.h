@@ -209,6 +209,10 @@ bool op_moe_routes(const op_context *ctx, uint32_t rows, uint32_t experts, uint3
 uint64_t op_moe_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t top_k,
                               uint32_t experts, uint32_t dim, uint32_t width);
 ful_result op_moe(const op_context *ctx, const op_moe_args *args);
+/* Where the step's hidden values are behind it: f32 [rows * top_k][width], in the order of the
+ * routes, or sorted by expert, stable. False where they are not left: halves, or a step in several
+ * parts. */
+bool op_moe_hidden(const op_context *ctx, const op_moe_args *args, gpu_range *hidden, bool *sorted);
 
 /* ---- lightning.c ---- */
 /* Decay factors of one layer, computed in double on the host from its slopes: bytes, then contents

@@ -135,7 +135,17 @@ static ful_result record_attention(const recorder *r, const op_context *ctx, con
     return op_attention(ctx, &args);
 }
 
-static ful_result record_moe(const recorder *r, const op_context *ctx, const step *s)
+static op_context context(const recorder *r, gpu_commands *commands, const step *s)
+{
+    return (op_context){.device = r->model->device,
+                        .commands = commands,
+                        .step = gpu_whole(&r->io->step),
+                        .half = r->list->half,
+                        .shape = r->model->shape,
+                        .layer = s->layer};
+}
+
+static op_moe_args moe_args(const recorder *r, const step *s)
 {
     op_moe_args args = {.x = activation(r, s->in),
                         .routes = slot_range(r, s->in2.data),
@@ -147,6 +157,12 @@ static ful_result record_moe(const recorder *r, const op_context *ctx, const ste
                         .scratch = slot_range(r, s->scratch)};
     if (s->routed)
         args.logits = slot_range(r, s->logits.data);
+    return args;
+}
+
+static ful_result record_moe(const recorder *r, const op_context *ctx, const step *s)
+{
+    op_moe_args args = moe_args(r, s);
     return op_moe(ctx, &args);
 }
 
@@ -188,12 +204,7 @@ static ful_result record_copy(const recorder *r, const op_context *ctx, const st
 
 ful_result record_step(const recorder *r, gpu_commands *commands, const step *s)
 {
-    op_context ctx = {.device = r->model->device,
-                      .commands = commands,
-                      .step = gpu_whole(&r->io->step),
-                      .half = r->list->half,
-                      .shape = r->model->shape,
-                      .layer = s->layer};
+    op_context ctx = context(r, commands, s);
     switch (s->kind) {
     case STEP_EMBED:
         return record_embed(r, &ctx, s);
@@ -235,4 +246,16 @@ bool record_output(const recorder *r, const step *s, gpu_range *range, uint32_t 
     else
         return false;
     return true;
+}
+
+bool record_hidden(const recorder *r, const step *s, gpu_range *range, uint32_t *rows,
+                   uint32_t *columns, bool *sorted)
+{
+    if (s->kind != STEP_MOE)
+        return false;
+    op_context ctx = context(r, NULL, s);
+    op_moe_args args = moe_args(r, s);
+    *rows = r->list->rows * args.top_k;
+    *columns = s->weights2->cols;
+    return op_moe_hidden(&ctx, &args, range, sorted);
 }

@@ -194,6 +194,16 @@ static ful_result run_one(const recorder *r, const step *s, const schedule_tap *
     gpu_commands_destroy(&commands);
     gpu_range range;
     uint32_t rows, columns;
+    if (result == FUL_OK && tap->hidden && s->kind == STEP_MOE) {
+        bool sorted;
+        if (!record_hidden(r, s, &range, &rows, &columns, &sorted))
+            return fail(FUL_ERR_UNSUPPORTED,
+                        "layer %d: what %u rows leave between the matrices of their experts is not "
+                        "kept: use shorter chunks",
+                        (int)s->layer, (unsigned)r->list->rows);
+        result =
+            tap->fn(tap->ctx, sorted ? "moe sorted" : "moe hidden", s->layer, range, rows, columns);
+    }
     if (result == FUL_OK && record_output(r, s, &range, &rows, &columns))
         result = tap->fn(tap->ctx, s->name, s->layer, range, rows, columns);
     return result;

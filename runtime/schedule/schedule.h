@@ -38,14 +38,17 @@ typedef struct schedule schedule;
  * want their results. */
 uint32_t schedule_sides(ful_device *device, const model_config *config, op_shape shape);
 
-/* Tests only: called after each step has finished, with a host-readable view of what it wrote
- * (gpu_range_read); it may also overwrite it (routing injection). */
+/* For tests and for looking into a model: called after each step has finished, with a host-readable
+ * view of what it wrote (gpu_range_read); it may also overwrite it (routing injection). */
 typedef struct schedule_tap {
-    /* name: "embed", "norm1", "qkv", "mixer", "attn", "norm2", "router", "routes", "moe", "final",
-     * "logits"; rows * columns f32 (routes: {u32, f32} pairs) at `range`. */
+    /* name: "embed", "norm1", "qkv", "mixer", "gated", "attn", "norm2", "router", "routes", "moe",
+     * "final", "logits"; rows * columns f32 (routes: {u32, f32} pairs) at `range`. Before "moe"
+     * also "moe hidden" if wanted and there: a row for each route, in their order; "moe sorted": by
+     * expert, those of one in the order of the routes. */
     ful_result (*fn)(void *ctx, const char *name, int32_t layer, gpu_range range, uint32_t rows,
                      uint32_t columns);
     void *ctx;
+    bool hidden; /* "moe hidden", too; FUL_ERR_UNSUPPORTED where it is not left */
 } schedule_tap;
 
 /* Buckets: 1 (decode); 8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192

@@ -45,7 +45,7 @@ static ful_result look(void *ctx, const char *name, int32_t layer, gpu_range ran
 static ful_result replay(ful_session *s, search *f)
 {
     size_t total = s->token_count;
-    const schedule_tap tap = {look, f}, *before = s->tap;
+    const schedule_tap tap = {.fn = look, .ctx = f}, *before = s->tap;
     ful_result r = session_clear_state(s);
     s->token_count = 0;
     s->tap = &tap;

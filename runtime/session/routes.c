@@ -41,7 +41,7 @@ ful_result ful_prefill_routes(ful_session *session, const int32_t *tokens, size_
                     "ful_prefill_routes: session, tokens and fn must not be NULL");
     TRY(session_check_tokens(s, tokens, n_tokens));
     look l = {.session = s, .fn = fn, .ctx = ctx};
-    const schedule_tap tap = {look_at, &l}, *before = s->tap;
+    const schedule_tap tap = {.fn = look_at, .ctx = &l}, *before = s->tap;
     ful_result r = FUL_OK;
     s->tap = &tap;
     while (l.row < n_tokens && r == FUL_OK) {

@@ -295,7 +295,7 @@ static void check_inside(model_fixture *f, const tensor_file *file, const char *
     }
     int32_t *ids = golden_ids(file, "ids", 65);
     inside in = {.fixture = f, .file = file, .name = name, .T = 65, .limit = f32_limit};
-    schedule_tap tap = {look_inside, &in};
+    schedule_tap tap = {.fn = look_inside, .ctx = &in};
     EXPECT_OK(ful_session_reset(f->session));
     f->session->tap = &tap;
     EXPECT_OK(ful_prefill_logits(f->session, ids, 65, ignore_row, NULL));

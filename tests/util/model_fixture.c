@@ -133,7 +133,7 @@ void routing_watch_begin(routing_watch *w, model_fixture *f, const ref_trace *tr
     w->inject = inject_routes;
     w->first_token = f->session->token_count;
     w->flip_token = SIZE_MAX;
-    watch_tap = (schedule_tap){watch, w};
+    watch_tap = (schedule_tap){.fn = watch, .ctx = w};
     f->session->tap = &watch_tap;
 }
 
