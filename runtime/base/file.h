@@ -23,8 +23,21 @@ ful_result file_write_atomic(const char *path, const void *data, size_t bytes);
  * the next moments, what is found may be the file before, an empty one or a part. */
 ful_result file_write_quick(const char *path, const void *data, size_t bytes);
 
+/* Writes a new file piece by piece. It lies beside `path` under another name until it is finished;
+ * a process that is killed leaves that one only. */
+typedef struct file_writer file_writer;
+/* FUL_ERR_IO if `path` exists. */
+ful_result file_writer_open(const ful_alloc *a, const char *path, file_writer **out);
+ful_result file_writer_put(file_writer *w, const void *data, size_t bytes);
+/* To the disk, and to its name unless one of that name has come since. Both free the writer. */
+ful_result file_writer_finish(file_writer **w);
+void file_writer_cancel(file_writer **w); /* leaves nothing; NULL allowed */
+
 bool file_exists(const char *path);
 bool path_is_dir(const char *path);
+typedef void (*path_name_fn)(void *ctx, const char *name);
+/* Calls fn with the name of everything in the folder, in no order. */
+ful_result path_each_name(const char *dir, path_name_fn fn, void *ctx);
 /* "dir/name", from mem_alloc. */
 char *path_join(const ful_alloc *a, const char *dir, const char *name);
 /* An environment variable as UTF-8, from mem_alloc; NULL if it is not set, empty or too long. */

@@ -6,29 +6,11 @@
 #include <string.h>
 
 #include "format/json.h"
-#include "format/tensors.h"
-
-#define INDEX_NAME "model.safetensors.index.json"
-#define SINGLE_NAME "model.safetensors"
+#include "format/tensor_file.h"
 
 /* The limit of the format's own implementation. */
 static const uint64_t header_limit_bytes = 100000000;
 static const uint64_t index_limit_bytes = 512u << 20;
-
-typedef struct shard {
-    char *path;
-    file_map map;
-    char *names; /* of its tensors, one after the other, each with its zero */
-} shard;
-
-struct tensor_file {
-    ful_alloc alloc;
-    shard *shards;
-    uint32_t shard_count;
-    tensor_info *tensors;
-    size_t tensor_count, tensor_capacity;
-    uint64_t bytes;
-};
 
 typedef struct dtype {
     const char *name;
@@ -223,7 +205,8 @@ static bool is_metadata(const char *key)
     return strcmp(key, "__metadata__") == 0;
 }
 
-static ful_result entries_read(tensor_file *file, shard *s, json_t *header, uint64_t header_bytes)
+static ful_result entries_read(tensor_file *file, tensor_shard *s, json_t *header,
+                               const file_map *map, uint64_t header_bytes)
 {
     const char *key;
     json_t *entry;
@@ -239,7 +222,7 @@ static ful_result entries_read(tensor_file *file, shard *s, json_t *header, uint
         return fail(FUL_ERR_FORMAT, "%s: %zu tensors, the limit is %" PRIu32 " in all files",
                     s->path, count, UINT32_MAX);
     if (count == 0)
-        return layout_check(s->path, NULL, 0, NULL, s->map.bytes - 8 - header_bytes);
+        return layout_check(s->path, NULL, 0, NULL, map->bytes - 8 - header_bytes);
     size_t need = file->tensor_count + count;
     if (!mem_grow(&file->alloc, (void **)&file->tensors, &file->tensor_capacity, need,
                   sizeof *file->tensors))
@@ -248,8 +231,8 @@ static ful_result entries_read(tensor_file *file, shard *s, json_t *header, uint
     if (!s->names)
         return mem_fail(name_bytes, s->path);
 
-    const uint8_t *data = s->map.data + 8 + header_bytes;
-    uint64_t data_bytes = s->map.bytes - 8 - header_bytes;
+    const uint8_t *data = map->data + 8 + header_bytes;
+    uint64_t data_bytes = map->bytes - 8 - header_bytes;
     tensor_info *first = file->tensors + file->tensor_count, *t = first;
     char *name = s->names;
     json_object_foreach(header, key, entry)
@@ -270,8 +253,6 @@ static ful_result entries_read(tensor_file *file, shard *s, json_t *header, uint
 static ful_result header_find(const char *path, const file_map *map, uint64_t *header_bytes)
 {
     static const char pointer[] = "version https://git-lfs";
-    if (map->bytes >= 4 && memcmp(map->data, "GGUF", 4) == 0)
-        return fail(FUL_ERR_UNSUPPORTED, "%s: a GGUF file; only safetensors are read", path);
     if (map->bytes >= sizeof pointer && memcmp(map->data, pointer, sizeof pointer - 1) == 0)
         return fail(FUL_ERR_FORMAT,
                     "%s: a Git LFS pointer of %" PRIu64 " bytes, not the file itself", path,
@@ -296,24 +277,20 @@ static ful_result header_find(const char *path, const file_map *map, uint64_t *h
     return FUL_OK;
 }
 
-/* Takes `path` over, also on failure: the file owns it and frees it. */
-static ful_result shard_open(tensor_file *file, shard *s, char *path)
+ful_result safetensors_read(tensor_file *file, tensor_shard *shard, const uint8_t *data,
+                            uint64_t bytes)
 {
-    s->path = path;
-    if (!path)
-        return mem_fail(1, "a file's path");
-    TRY(file_map_open(path, &s->map));
+    const file_map map = {data, bytes};
     uint64_t header_bytes = 0;
-    TRY(header_find(path, &s->map, &header_bytes));
+    TRY(header_find(shard->path, &map, &header_bytes));
     json_t *header;
-    TRY(json_parse(path, (const char *)s->map.data + 8, (size_t)header_bytes, &header));
+    TRY(json_parse(shard->path, (const char *)data + 8, (size_t)header_bytes, &header));
     ful_result result = FUL_ERR_FORMAT;
     if (json_is_object(header))
-        result = entries_read(file, s, header, header_bytes);
+        result = entries_read(file, shard, header, &map, header_bytes);
     else
-        fail(result, "%s: its header is not a JSON object", path);
+        fail(result, "%s: its header is not a JSON object", shard->path);
     json_decref(header);
-    file->bytes += s->map.bytes;
     return result;
 }
 
@@ -334,15 +311,6 @@ static bool is_plain_name(const char *name)
 {
     return name[0] != '\0' && !strpbrk(name, "/\\:") && !strstr(name, "..") &&
            strcmp(name, ".") != 0;
-}
-
-static const char *path_last(const char *path)
-{
-    const char *last = path;
-    for (const char *p = path; *p; p++)
-        if (*p == '/' || *p == '\\')
-            last = p + 1;
-    return last;
 }
 
 static ful_result map_read(const char *path, json_t *map, placed_name *placed)
@@ -374,9 +342,7 @@ static ful_result shards_open(tensor_file *file, const char *path, const placed_
     size_t shard_count = 0;
     for (size_t i = 0; i < count; i++)
         shard_count += i == 0 || strcmp(placed[i].file, placed[i - 1].file) != 0;
-    file->shards = mem_zalloc(&file->alloc, shard_count, sizeof *file->shards);
-    if (!file->shards)
-        return mem_fail(shard_count * sizeof *file->shards, path);
+    TRY(tensor_file_shards(file, shard_count, path));
     char *dir = mem_strndup(&file->alloc, path, (size_t)(path_last(path) - path));
     if (!dir)
         return mem_fail(strlen(path), path);
@@ -385,31 +351,16 @@ static ful_result shards_open(tensor_file *file, const char *path, const placed_
         if (i > 0 && strcmp(placed[i].file, placed[i - 1].file) == 0)
             continue;
         char *name = path_join(&file->alloc, dir, placed[i].file);
-        result = shard_open(file, &file->shards[file->shard_count++], name);
-        if (result != FUL_OK && name && !file_exists(name))
+        tensor_shard *shard;
+        bool missing = name && !file_exists(name);
+        result = tensor_file_map(file, name, &shard);
+        if (result == FUL_OK)
+            result = safetensors_read(file, shard, shard->map.data, shard->map.bytes);
+        if (result != FUL_OK && missing)
             fail_context(result, "%s: shard of tensor '%.256s' is missing", path, placed[i].tensor);
     }
     mem_free(&file->alloc, dir);
     return result;
-}
-
-static int name_compare(const void *a, const void *b)
-{
-    const tensor_info *x = a, *y = b;
-    return strcmp(x->name, y->name);
-}
-
-static ful_result names_sort(tensor_file *file)
-{
-    if (file->tensor_count > 0)
-        qsort(file->tensors, file->tensor_count, sizeof *file->tensors, name_compare);
-    for (size_t i = 1; i < file->tensor_count; i++) {
-        const tensor_info *a = &file->tensors[i - 1], *b = &file->tensors[i];
-        if (strcmp(a->name, b->name) == 0)
-            return fail(FUL_ERR_FORMAT, "%s: tensor '%.256s' is in %s too", a->path, a->name,
-                        b->path);
-    }
-    return FUL_OK;
 }
 
 /* Tensors that a shard holds and the index does not name are kept: they do no harm. */
@@ -429,7 +380,7 @@ static ful_result index_check(const tensor_file *file, const char *path, const p
     return FUL_OK;
 }
 
-static ful_result index_open(tensor_file *file, const char *path)
+ful_result safetensors_open_index(tensor_file *file, const char *path)
 {
     char text[128];
     json_t *root;
@@ -451,112 +402,10 @@ static ful_result index_open(tensor_file *file, const char *path)
     if (result == FUL_OK)
         result = shards_open(file, path, placed, count);
     if (result == FUL_OK)
-        result = names_sort(file);
+        result = tensor_file_sort(file);
     if (result == FUL_OK)
         result = index_check(file, path, placed, count);
     mem_free(&file->alloc, placed);
     json_decref(root);
     return result;
-}
-
-/* ---- opening by path ---- */
-
-static bool ends_with(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
-static ful_result single_open(tensor_file *file, const char *path)
-{
-    file->shards = mem_zalloc(&file->alloc, 1, sizeof *file->shards);
-    if (!file->shards)
-        return mem_fail(sizeof *file->shards, path);
-    file->shard_count = 1;
-    TRY(shard_open(file, &file->shards[0], mem_strdup(&file->alloc, path)));
-    return names_sort(file);
-}
-
-static ful_result file_open(tensor_file *file, const char *path)
-{
-    return ends_with(path, ".json") ? index_open(file, path) : single_open(file, path);
-}
-
-static ful_result folder_open(tensor_file *file, const char *dir)
-{
-    static const char *const names[] = {INDEX_NAME, SINGLE_NAME};
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-        char *path = path_join(&file->alloc, dir, names[i]);
-        if (!path)
-            return mem_fail(strlen(dir) + sizeof INDEX_NAME + 1, "a file's path");
-        bool here = file_exists(path);
-        ful_result result = here ? file_open(file, path) : FUL_OK;
-        mem_free(&file->alloc, path);
-        if (here)
-            return result;
-    }
-    return fail(FUL_ERR_IO, "%s: holds neither " INDEX_NAME " nor " SINGLE_NAME, dir);
-}
-
-ful_result tensor_file_open(const ful_alloc *a, const char *path, tensor_file **out)
-{
-    *out = NULL;
-    tensor_file *file = mem_zalloc(a, 1, sizeof *file);
-    if (!file)
-        return mem_fail(sizeof *file, path);
-    file->alloc = mem_functions(a);
-    ful_result result = path_is_dir(path) ? folder_open(file, path) : file_open(file, path);
-    if (result == FUL_OK)
-        *out = file;
-    else
-        tensor_file_close(&file);
-    return result;
-}
-
-void tensor_file_close(tensor_file **file)
-{
-    if (!file || !*file)
-        return;
-    tensor_file *f = *file;
-    ful_alloc a = f->alloc;
-    for (uint32_t i = 0; i < f->shard_count; i++) {
-        file_map_close(&f->shards[i].map);
-        mem_free(&a, f->shards[i].names);
-        mem_free(&a, f->shards[i].path);
-    }
-    mem_free(&a, f->shards);
-    mem_free(&a, f->tensors);
-    mem_free(&a, f);
-    *file = NULL;
-}
-
-uint32_t tensor_file_count(const tensor_file *file)
-{
-    return (uint32_t)file->tensor_count;
-}
-
-const tensor_info *tensor_file_at(const tensor_file *file, uint32_t index)
-{
-    return index < file->tensor_count ? &file->tensors[index] : NULL;
-}
-
-const tensor_info *tensor_file_find(const tensor_file *file, const char *name)
-{
-    size_t low = 0, high = file->tensor_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = strcmp(name, file->tensors[middle].name);
-        if (order == 0)
-            return &file->tensors[middle];
-        if (order < 0)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return NULL;
-}
-
-uint64_t tensor_file_bytes(const tensor_file *file)
-{
-    return file->bytes;
 }

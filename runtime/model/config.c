@@ -14,10 +14,20 @@ enum { FILE_LIMIT_BYTES = 16 << 20 };
 typedef struct reader {
     const char *path;
     json_t *root;
-    json_t *rope;  /* rope_parameters, NULL if absent */
-    bool native;   /* model_type minimax: absent keys have the class's defaults */
-    char text[96]; /* of the value that value_text showed last */
+    json_t *rope;           /* rope_parameters, NULL if absent */
+    bool native;            /* model_type minimax: absent keys have the class's defaults */
+    const config_key *keys; /* what keys are called where the values come from; NULL: as here */
+    char text[96];          /* of the value that value_text showed last */
 } reader;
+
+/* A key as the reader of an error line knows it. */
+static const char *shown(const reader *r, const char *key)
+{
+    for (const config_key *k = r->keys; k && k->key; k++)
+        if (strcmp(k->key, key) == 0)
+            return k->shown;
+    return key;
+}
 
 /* "rope_parameters.X" lies inside rope_parameters. Null counts as absent, as it does in Python's
  * configs, where None means "not set". */
@@ -45,12 +55,12 @@ static const char *value_text(reader *r, const json_t *value)
 static ful_result value_fail(reader *r, ful_result result, const char *key, const json_t *value,
                              const char *why)
 {
-    return fail(result, "%s: key '%s' = %s: %s", r->path, key, value_text(r, value), why);
+    return fail(result, "%s: key '%s' = %s: %s", r->path, shown(r, key), value_text(r, value), why);
 }
 
 static ful_result missing_fail(const reader *r, const char *key)
 {
-    return fail(FUL_ERR_FORMAT, "%s: key '%s' is missing", r->path, key);
+    return fail(FUL_ERR_FORMAT, "%s: key '%s' is missing", r->path, shown(r, key));
 }
 
 /* ---- single values ---- */
@@ -104,7 +114,7 @@ static ful_result number_get(reader *r, const char *const *keys, double min, dou
         if (*found && x != *out)
             return fail(FUL_ERR_FORMAT,
                         "%s: keys '%s' = %.17g and '%s' = %.17g contradict each other", r->path,
-                        *found, *out, keys[i], x);
+                        shown(r, *found), *out, shown(r, keys[i]), x);
         *found = keys[i];
         *out = x;
     }
@@ -262,8 +272,8 @@ static ful_result multiple_check(const reader *r, const char *key, uint32_t valu
 {
     if (value % unit == 0)
         return FUL_OK;
-    return fail(FUL_ERR_UNSUPPORTED, "%s: key '%s' = %u: must be a multiple of %u%s", r->path, key,
-                value, unit, why);
+    return fail(FUL_ERR_UNSUPPORTED, "%s: key '%s' = %u: must be a multiple of %u%s", r->path,
+                shown(r, key), value, unit, why);
 }
 
 static ful_result head_dim_get(reader *r, model_config *c)
@@ -272,16 +282,15 @@ static ful_result head_dim_get(reader *r, model_config *c)
         TRY(size_get(r, "head_dim", 0, INT32_MAX, &c->head_dim));
     } else {
         if (c->hidden_size % c->head_count != 0)
-            return fail(
-                FUL_ERR_FORMAT,
-                "%s: key 'head_dim' is missing, and 'hidden_size' = %u is not a multiple of "
-                "'num_attention_heads' = %u",
-                r->path, c->hidden_size, c->head_count);
+            return fail(FUL_ERR_FORMAT,
+                        "%s: key '%s' is missing, and '%s' = %u is not a multiple of '%s' = %u",
+                        r->path, shown(r, "head_dim"), shown(r, "hidden_size"), c->hidden_size,
+                        shown(r, "num_attention_heads"), c->head_count);
         c->head_dim = c->hidden_size / c->head_count;
     }
     if (c->head_dim > 256)
-        return fail(FUL_ERR_UNSUPPORTED, "%s: key 'head_dim' = %u: the limit is 256", r->path,
-                    c->head_dim);
+        return fail(FUL_ERR_UNSUPPORTED, "%s: key '%s' = %u: the limit is 256", r->path,
+                    shown(r, "head_dim"), c->head_dim);
     return multiple_check(r, "head_dim", c->head_dim, 16, "");
 }
 
@@ -291,9 +300,9 @@ static ful_result products_check(const reader *r, const model_config *c)
     uint64_t d = c->hidden_size, inner = (uint64_t)c->head_count * c->head_dim;
     uint64_t experts, router, head, total = 0;
     if (inner > INT32_MAX / 3)
-        return fail(FUL_ERR_FORMAT,
-                    "%s: 'num_attention_heads' = %u times 'head_dim' = %u is over the limit of %d",
-                    r->path, c->head_count, c->head_dim, INT32_MAX / 3);
+        return fail(FUL_ERR_FORMAT, "%s: '%s' = %u times '%s' = %u is over the limit of %d",
+                    r->path, shown(r, "num_attention_heads"), c->head_count, shown(r, "head_dim"),
+                    c->head_dim, INT32_MAX / 3);
     bool fits = size_mul(3 * d, c->intermediate_size, &experts) &&
                 size_mul(experts, c->expert_count, &experts) &&
                 size_mul(d, c->expert_count, &router) && size_mul(2 * d, c->vocab_size, &head) &&
@@ -303,9 +312,11 @@ static ful_result products_check(const reader *r, const model_config *c)
     if (!fits || total > UINT64_MAX / 16)
         return fail(
             FUL_ERR_FORMAT,
-            "%s: 'hidden_size' = %u, 'intermediate_size' = %u, 'num_local_experts' = %u and "
-            "'num_hidden_layers' = %u give more weights than the limit of 2^60",
-            r->path, c->hidden_size, c->intermediate_size, c->expert_count, c->block_count);
+            "%s: '%s' = %u, '%s' = %u, '%s' = %u and '%s' = %u give more weights than the limit of "
+            "2^60",
+            r->path, shown(r, "hidden_size"), c->hidden_size, shown(r, "intermediate_size"),
+            c->intermediate_size, shown(r, "num_local_experts"), c->expert_count,
+            shown(r, "num_hidden_layers"), c->block_count);
     return FUL_OK;
 }
 
@@ -325,15 +336,13 @@ static ful_result sizes_get(reader *r, model_config *c)
     TRY(multiple_check(r, "hidden_size", c->hidden_size, 8, packed));
     TRY(multiple_check(r, "intermediate_size", c->intermediate_size, 8, packed));
     if (c->head_count % c->kv_head_count != 0)
-        return fail(FUL_ERR_FORMAT,
-                    "%s: key 'num_attention_heads' = %u: must be a multiple of "
-                    "'num_key_value_heads' = %u",
-                    r->path, c->head_count, c->kv_head_count);
+        return fail(FUL_ERR_FORMAT, "%s: key '%s' = %u: must be a multiple of '%s' = %u", r->path,
+                    shown(r, "num_attention_heads"), c->head_count, shown(r, "num_key_value_heads"),
+                    c->kv_head_count);
     if (c->top_k > c->expert_count)
-        return fail(
-            FUL_ERR_FORMAT,
-            "%s: key 'num_experts_per_tok' = %u: must be from 1 to 'num_local_experts' = %u",
-            r->path, c->top_k, c->expert_count);
+        return fail(FUL_ERR_FORMAT, "%s: key '%s' = %u: must be from 1 to '%s' = %u", r->path,
+                    shown(r, "num_experts_per_tok"), c->top_k, shown(r, "num_local_experts"),
+                    c->expert_count);
     return products_check(r, c);
 }
 
@@ -346,8 +355,9 @@ static ful_result kinds_read(reader *r, const char *key, const json_t *list, uin
     if (!json_is_array(list))
         return value_fail(r, FUL_ERR_FORMAT, key, list, "must be a list");
     if (json_array_size(list) != block_count)
-        return fail(FUL_ERR_FORMAT, "%s: key '%s' has %zu entries, 'num_hidden_layers' is %u",
-                    r->path, key, json_array_size(list), block_count);
+        return fail(FUL_ERR_FORMAT, "%s: key '%s' has %zu entries, '%s' is %u", r->path,
+                    shown(r, key), json_array_size(list), shown(r, "num_hidden_layers"),
+                    block_count);
     bool names = strcmp(key, "layer_types") == 0;
     for (uint32_t i = 0; i < block_count; i++) {
         const json_t *entry = json_array_get(list, i);
@@ -431,10 +441,9 @@ static ful_result rotary_get(reader *r, model_config *c)
     }
     const char *key = dim || !found ? "rotary_dim" : found;
     if (c->rotary_dim == 0 || c->rotary_dim % 2 != 0 || c->rotary_dim > c->head_dim)
-        return fail(
-            FUL_ERR_FORMAT,
-            "%s: key '%s' gives %u rotary dimensions: must be even, from 2 to 'head_dim' = %u",
-            r->path, key, c->rotary_dim, c->head_dim);
+        return fail(FUL_ERR_FORMAT,
+                    "%s: key '%s' gives %u rotary dimensions: must be even, from 2 to '%s' = %u",
+                    r->path, shown(r, key), c->rotary_dim, shown(r, "head_dim"), c->head_dim);
     return FUL_OK;
 }
 
@@ -500,9 +509,10 @@ static ful_result config_read(reader *r, model_config *c)
     return token_get(r, "eos_token_id", 2, c->vocab_size, &c->eos_token_id);
 }
 
-ful_result config_read_json(const char *name, json_t *root, model_config *out)
+ful_result config_read_json(const char *name, json_t *root, const config_key *keys,
+                            model_config *out)
 {
-    reader r = {.path = name, .root = root};
+    reader r = {.path = name, .root = root, .keys = keys};
     memset(out, 0, sizeof *out);
     return config_read(&r, out);
 }

@@ -1,8 +1,9 @@
-/* What a config.json says, in one form for all three key styles. */
+/* What a config.json or the keys of a GGUF say, in one form. */
 #ifndef FULGUR_MODEL_CONFIG_H
 #define FULGUR_MODEL_CONFIG_H
 
 #include "format/json.h"
+#include "format/tensors.h"
 
 typedef enum layer_kind { LAYER_LIGHTNING = 0, LAYER_SOFTMAX = 1 } layer_kind;
 
@@ -30,8 +31,19 @@ typedef struct model_config {
  * outside what the runtime can do are errors that name key, value and limit. */
 ful_result config_load(const ful_alloc *a, const char *path, model_config *out);
 
-/* The same from JSON that is no file; `name` stands for its path in error lines. */
-ful_result config_read_json(const char *name, json_t *root, model_config *out);
+/* What error lines call a key of config.json, where its value comes from elsewhere. */
+typedef struct config_key {
+    const char *key, *shown; /* key NULL ends a list */
+} config_key;
+
+/* The same from JSON that is no file; `name` stands for its path in error lines. keys: NULL for
+ * config.json's own. */
+ful_result config_read_json(const char *name, json_t *root, const config_key *keys,
+                            model_config *out);
+
+/* The same from the keys of a GGUF; its tensors tell the vocabulary and whether the head is tied.
+ */
+ful_result config_read_gguf(const tensor_file *files, model_config *out);
 
 /* Slopes of one lightning layer, [head_count] in double (model.md section 2.1, both rules). */
 void config_slopes(const model_config *config, uint32_t layer, double *slopes);

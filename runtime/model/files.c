@@ -26,6 +26,34 @@ static const char *const role_names[ROLE_COUNT] = {
     [ROLE_W3] = "w3.weight",
 };
 
+static const char *const gguf_names[ROLE_COUNT] = {
+    [ROLE_EMBEDDING] = "token_embd",
+    [ROLE_FINAL_NORM] = "output_norm",
+    [ROLE_HEAD] = "output",
+    [ROLE_INPUT_NORM] = "attn_norm",
+    [ROLE_POST_NORM] = "ffn_norm",
+    [ROLE_LIGHTNING_QKV] = "attn_qkv",
+    [ROLE_LIGHTNING_GATE] = "attn_gate",
+    [ROLE_LIGHTNING_NORM] = "attn_norm_2",
+    [ROLE_LIGHTNING_OUT] = "attn_output",
+    [ROLE_SOFTMAX_Q] = "attn_q",
+    [ROLE_SOFTMAX_K] = "attn_k",
+    [ROLE_SOFTMAX_V] = "attn_v",
+    [ROLE_SOFTMAX_OUT] = "attn_output",
+    [ROLE_ROUTER] = "ffn_gate_inp",
+    [ROLE_W1] = "ffn_gate_exps",
+    [ROLE_W2] = "ffn_down_exps",
+    [ROLE_W3] = "ffn_up_exps",
+};
+
+void tensor_gguf_name(tensor_role role, uint32_t layer, char *out, size_t bytes)
+{
+    if (role < ROLE_INPUT_NORM)
+        snprintf(out, bytes, "%s.weight", gguf_names[role]);
+    else
+        snprintf(out, bytes, "blk.%u.%s.weight", layer, gguf_names[role]);
+}
+
 static void role_name(tensor_role role, uint32_t layer, uint32_t expert, char *out, size_t bytes)
 {
     if (role < ROLE_INPUT_NORM)
@@ -90,11 +118,44 @@ void tensor_shape(const model_config *c, tensor_role role, uint64_t *rows, uint6
     }
 }
 
+/* Shapes as text, for error lines. */
+static void shape_text(const uint64_t *dims, uint32_t n_dims, char *out, size_t bytes)
+{
+    size_t at = 0;
+    out[0] = '\0';
+    for (uint32_t i = 0; i < n_dims && at + 24 < bytes; i++)
+        at += (size_t)snprintf(out + at, bytes - at, "%s%" PRIu64, i ? ", " : "", dims[i]);
+}
+
+static ful_result shape_check(const tensor_info *t, const uint64_t *want, uint32_t n_dims)
+{
+    if (t->n_dims == n_dims && memcmp(t->dims, want, n_dims * sizeof *want) == 0)
+        return FUL_OK;
+    char have_text[128], want_text[128];
+    shape_text(t->dims, t->n_dims, have_text, sizeof have_text);
+    shape_text(want, n_dims, want_text, sizeof want_text);
+    return fail(FUL_ERR_FORMAT, "%s: tensor %s has shape [%s]; the config asks for [%s]", t->path,
+                t->name, have_text, want_text);
+}
+
+/* One expert of a tensor that holds all. */
+static void expert_view(tensor_info *t, uint32_t expert)
+{
+    t->bytes /= t->dims[0];
+    t->data += expert * t->bytes;
+    t->n_dims--;
+    memmove(t->dims, t->dims + 1, t->n_dims * sizeof t->dims[0]);
+}
+
 ful_result tensor_get(const tensor_file *files, const model_config *config, tensor_role role,
-                      uint32_t layer, uint32_t expert, const tensor_info **out)
+                      uint32_t layer, uint32_t expert, tensor_info *out)
 {
     char name[TENSOR_NAME_BYTES];
-    role_name(role, layer, expert, name, sizeof name);
+    bool gguf = tensor_file_keys(files) != NULL, stacked = gguf && role >= ROLE_W1;
+    if (gguf)
+        tensor_gguf_name(role, layer, name, sizeof name);
+    else
+        role_name(role, layer, expert, name, sizeof name);
     const tensor_info *t = tensor_file_find(files, name);
     if (!t) {
         uint32_t count = tensor_file_count(files);
@@ -103,25 +164,21 @@ ful_result tensor_get(const tensor_file *files, const model_config *config, tens
                     name, count);
     }
     if (t->type == FUL_TYPE_DEFAULT)
-        return fail(FUL_ERR_UNSUPPORTED, "%s: tensor %s has type %s; F32, F16 and BF16 can be read",
+        return fail(FUL_ERR_UNSUPPORTED,
+                    "%s: tensor %s has type %s; F32, F16, BF16 and GGUF's types of blocks but the "
+                    "IQ1, IQ2, IQ3, TQ and NV ones can be read",
                     t->path, name, t->type_name);
-    uint64_t rows, cols;
+    uint64_t rows, cols, want[3], *at = want;
     tensor_shape(config, role, &rows, &cols);
-    uint32_t dims = cols ? 2 : 1;
-    if (t->n_dims != dims || t->dims[0] != rows || (cols && t->dims[1] != cols)) {
-        char have[128] = "", want[64];
-        size_t at = 0;
-        for (uint32_t i = 0; i < t->n_dims && at + 24 < sizeof have; i++)
-            at += (size_t)snprintf(have + at, sizeof have - at, "%s%" PRIu64, i ? ", " : "",
-                                   t->dims[i]);
-        if (cols)
-            snprintf(want, sizeof want, "%" PRIu64 ", %" PRIu64, rows, cols);
-        else
-            snprintf(want, sizeof want, "%" PRIu64, rows);
-        return fail(FUL_ERR_FORMAT, "%s: tensor %s has shape [%s]; the config asks for [%s]",
-                    t->path, name, have, want);
-    }
-    *out = t;
+    if (stacked)
+        *at++ = config->expert_count;
+    *at++ = rows;
+    if (cols)
+        *at++ = cols;
+    TRY(shape_check(t, want, (uint32_t)(at - want)));
+    *out = *t;
+    if (stacked)
+        expert_view(out, expert);
     return FUL_OK;
 }
 
@@ -163,9 +220,9 @@ typedef struct file_visit {
 static ful_result visit_role(void *ctx, tensor_role role, uint32_t layer, uint32_t expert)
 {
     const file_visit *v = ctx;
-    const tensor_info *t = NULL;
+    tensor_info t;
     TRY(tensor_get(v->files, v->config, role, layer, expert, &t));
-    return v->fn(v->ctx, role, layer, t);
+    return v->fn(v->ctx, role, layer, expert, &t);
 }
 
 ful_result tensor_visit(const tensor_file *files, const model_config *config, tensor_visit_fn fn,
@@ -175,9 +232,10 @@ ful_result tensor_visit(const tensor_file *files, const model_config *config, te
     return role_walk(config, visit_role, &v);
 }
 
-static ful_result visit_nothing(void *ctx, tensor_role role, uint32_t layer, const tensor_info *t)
+static ful_result visit_nothing(void *ctx, tensor_role role, uint32_t layer, uint32_t expert,
+                                const tensor_info *t)
 {
-    (void)ctx, (void)role, (void)layer, (void)t;
+    (void)ctx, (void)role, (void)layer, (void)expert, (void)t;
     return FUL_OK;
 }
 
@@ -186,28 +244,46 @@ ful_result model_check_tensors(const model_config *config, const tensor_file *fi
     return tensor_visit(files, config, visit_nothing, NULL);
 }
 
+static ful_result visit_type(void *ctx, tensor_role role, uint32_t layer, uint32_t expert,
+                             const tensor_info *t)
+{
+    (void)ctx, (void)role, (void)layer, (void)expert;
+    if (!type_is_blocks(t->type))
+        return FUL_OK;
+    return fail(FUL_ERR_UNSUPPORTED,
+                "%s: tensor %s has type %s; models of F32, F16 and BF16 can be run", t->path,
+                t->name, t->type_name);
+}
+
+ful_result tensor_types_check(const tensor_file *files, const model_config *config)
+{
+    return tensor_visit(files, config, visit_type, NULL);
+}
+
 typedef struct info_sums {
     const model_config *config;
     ful_model_info *info;
-    uint64_t type_bytes[4];                   /* by ful_type */
+    bool stacked;                             /* the experts of a layer are one tensor */
+    uint64_t type_bytes[TYPE_COUNT];          /* by ful_type */
     uint64_t expert_parameters, expert_bytes; /* of all experts */
 } info_sums;
 
-static void info_add(info_sums *s, tensor_role role, ful_type type, uint64_t stored_bytes)
+static void info_add(info_sums *s, tensor_role role, uint32_t expert, ful_type type,
+                     uint64_t stored_bytes)
 {
     uint64_t rows, cols;
     tensor_shape(s->config, role, &rows, &cols);
     uint64_t n = rows * (cols ? cols : 1);
-    bool expert = role >= ROLE_W1, wide = !cols || role == ROLE_ROUTER; /* kept in f32 */
-    uint64_t bytes = wide ? 4 * n : stored_bytes;
-    s->info->tensor_count++;
+    bool of_expert = role >= ROLE_W1, wide = !cols || role == ROLE_ROUTER; /* kept in f32 */
+    uint64_t bytes = wide ? 4 * n : rows * type_device_row_bytes(type, cols);
+    s->info->tensor_count += !(s->stacked && role >= ROLE_W1 && expert > 0);
     s->info->parameter_count += n;
     s->info->weight_bytes += bytes;
     s->type_bytes[type] += stored_bytes;
     if (role == ROLE_EMBEDDING && !s->config->tied_head) {
         s->info->active_parameter_count += cols;
         s->info->active_weight_bytes += bytes / rows;
-    } else if (expert) {
+    } else if (of_expert) {
         s->expert_parameters += n;
         s->expert_bytes += bytes;
     } else {
@@ -216,10 +292,11 @@ static void info_add(info_sums *s, tensor_role role, ful_type type, uint64_t sto
     }
 }
 
-static ful_result info_add_tensor(void *ctx, tensor_role role, uint32_t layer, const tensor_info *t)
+static ful_result info_add_tensor(void *ctx, tensor_role role, uint32_t layer, uint32_t expert,
+                                  const tensor_info *t)
 {
     (void)layer;
-    info_add(ctx, role, t->type, t->bytes);
+    info_add(ctx, role, expert, t->type, t->bytes);
     return FUL_OK;
 }
 
@@ -230,7 +307,7 @@ static void info_finish(info_sums *s)
     s->info->active_parameter_count += s->expert_parameters / c->expert_count * c->top_k;
     s->info->active_weight_bytes += s->expert_bytes / c->expert_count * c->top_k;
     s->info->weight_type = FUL_TYPE_F32;
-    for (int t = FUL_TYPE_F16; t <= FUL_TYPE_BF16; t++)
+    for (int t = FUL_TYPE_F16; t < TYPE_COUNT; t++)
         if (s->type_bytes[t] > s->type_bytes[s->info->weight_type])
             s->info->weight_type = (ful_type)t;
 }
@@ -275,12 +352,14 @@ static void info_from_config(const model_config *c, ful_model_info *info)
 ful_result model_open_files(const ful_alloc *a, const char *path, model_config *config,
                             tensor_file **files, ful_model_info *info)
 {
-    *files = NULL;
-    TRY(config_load(a, path, config));
     TRY(tensor_file_open(a, path, files));
-    info_sums sums = {.config = config, .info = info};
-    info_from_config(config, info);
-    ful_result r = tensor_visit(*files, config, info_add_tensor, &sums);
+    bool gguf = tensor_file_keys(*files) != NULL;
+    info_sums sums = {.config = config, .info = info, .stacked = gguf};
+    ful_result r = gguf ? config_read_gguf(*files, config) : config_load(a, path, config);
+    if (r == FUL_OK) {
+        info_from_config(config, info);
+        r = tensor_visit(*files, config, info_add_tensor, &sums);
+    }
     if (r != FUL_OK) {
         tensor_file_close(files);
         return r;
@@ -299,9 +378,9 @@ static ful_result info_add_made(void *ctx, tensor_role role, uint32_t layer, uin
 {
     made_sums *m = ctx;
     uint64_t rows, cols;
-    (void)layer, (void)expert;
+    (void)layer;
     tensor_shape(m->sums.config, role, &rows, &cols);
-    info_add(&m->sums, role, m->type, rows * (cols ? cols : 1) * type_bytes(m->type));
+    info_add(&m->sums, role, expert, m->type, rows * (cols ? cols : 1) * type_bytes(m->type));
     return FUL_OK;
 }
 
@@ -371,10 +450,11 @@ static bool value_is_finite(ful_type type, const uint8_t *p)
     return (bits & exponent) != exponent;
 }
 
-static ful_result check_tensor(void *ctx, tensor_role role, uint32_t layer, const tensor_info *t)
+static ful_result check_tensor(void *ctx, tensor_role role, uint32_t layer, uint32_t expert,
+                               const tensor_info *t)
 {
     check_state *s = ctx;
-    (void)role, (void)layer;
+    (void)role, (void)layer, (void)expert;
     size_t size = type_bytes(t->type);
     for (uint64_t i = 0; i < t->bytes / size; i++)
         if (!value_is_finite(t->type, t->data + i * size))
@@ -402,7 +482,9 @@ ful_result ful_model_check(ful_instance *instance, const char *path, ful_progres
     ful_result r = model_open_files(a, path, config, &files, &info);
     if (r == FUL_OK) {
         check_state s = {progress, progress_ctx, 0, info.file_bytes};
-        r = tensor_visit(files, config, check_tensor, &s);
+        r = tensor_types_check(files, config);
+        if (r == FUL_OK)
+            r = tensor_visit(files, config, check_tensor, &s);
     }
     tensor_file_close(&files);
     mem_free(a, config);

@@ -1,5 +1,5 @@
-/* Names of the checkpoint's tensors (model.md's table: the same on the hub and as transformers
- * saves them). */
+/* Names of a model's tensors: the hub's, which transformers keeps, and a GGUF's, where the experts
+ * of a layer are one tensor. */
 #ifndef FULGUR_MODEL_NAMES_H
 #define FULGUR_MODEL_NAMES_H
 
@@ -28,16 +28,20 @@ typedef enum tensor_role {
     ROLE_COUNT
 } tensor_role;
 
-/* Finds the tensor and checks type and shape; rows/cols as the config wants them (cols 0: a
- * vector). */
+/* Finds the tensor and checks type and shape. Of a GGUF's experts *out is the view of one: a matrix
+ * under the name of all. */
 ful_result tensor_get(const tensor_file *files, const model_config *config, tensor_role role,
-                      uint32_t layer, uint32_t expert, const tensor_info **out);
+                      uint32_t layer, uint32_t expert, tensor_info *out);
+/* FUL_ERR_UNSUPPORTED with the first tensor of a type that no kernel computes with. */
+ful_result tensor_types_check(const tensor_file *files, const model_config *config);
+/* A role's name in a GGUF; experts have one for all. */
+void tensor_gguf_name(tensor_role role, uint32_t layer, char *out, size_t bytes);
 
 /* Rows and columns of a role's matrix; vectors have cols = 0. */
 void tensor_shape(const model_config *config, tensor_role role, uint64_t *rows, uint64_t *cols);
 
-/* Calls fn for every tensor the model uses. */
-typedef ful_result (*tensor_visit_fn)(void *ctx, tensor_role role, uint32_t layer,
+/* Calls fn for every tensor the model uses, experts one by one. */
+typedef ful_result (*tensor_visit_fn)(void *ctx, tensor_role role, uint32_t layer, uint32_t expert,
                                       const tensor_info *tensor);
 ful_result tensor_visit(const tensor_file *files, const model_config *config, tensor_visit_fn fn,
                         void *ctx);

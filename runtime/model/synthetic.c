@@ -122,7 +122,7 @@ ful_result synthetic_config(const ful_synthetic_params *params, model_config *co
     json_t *root = config_json(params, &base);
     if (!root)
         return fail(FUL_ERR_HOST_MEMORY, "synthetic model: out of host memory for its config");
-    ful_result r = config_read_json("synthetic model", root, config);
+    ful_result r = config_read_json("synthetic model", root, NULL, config);
     json_decref(root);
     if (r == FUL_ERR_FORMAT || r == FUL_ERR_UNSUPPORTED) {
         char line[320]; /* the caller's argument is at fault, not a file */

@@ -18,7 +18,7 @@ typedef struct loader {
 
 /* Up to three matrices whose rows follow each other, or alternate, in one device tensor. */
 typedef struct source {
-    const tensor_info *parts[3];
+    tensor_info parts[3];
     uint32_t count;
     bool interleaved;
 } source;
@@ -54,10 +54,10 @@ static void convert_row(void *dst, ful_type to, const uint8_t *src, ful_type fro
 /* The common type of a device tensor's parts: theirs if they agree, else f32. */
 static ful_type source_type(const source *sources, uint32_t experts)
 {
-    ful_type type = sources[0].parts[0]->type;
+    ful_type type = sources[0].parts[0].type;
     for (uint32_t e = 0; e < experts; e++)
         for (uint32_t i = 0; i < sources[e].count; i++)
-            if (sources[e].parts[i]->type != type)
+            if (sources[e].parts[i].type != type)
                 return FUL_TYPE_F32;
     return type;
 }
@@ -69,10 +69,10 @@ static const uint8_t *source_row(const source *s, uint32_t row, const tensor_inf
         i = row % s->count;
         row /= s->count;
     } else {
-        while (row >= s->parts[i]->dims[0])
-            row -= (uint32_t)s->parts[i++]->dims[0];
+        while (row >= s->parts[i].dims[0])
+            row -= (uint32_t)s->parts[i++].dims[0];
     }
-    *part = s->parts[i];
+    *part = &s->parts[i];
     return (*part)->data + row * (*part)->dims[1] * type_bytes((*part)->type);
 }
 
@@ -138,9 +138,9 @@ static ful_result load_scales(loader *l, const source *sources, const char *name
 static ful_result load_tensor(loader *l, const source *sources, uint32_t experts, bool wide,
                               const char *name, gpu_tensor *out)
 {
-    uint32_t rows = 0, cols = (uint32_t)sources[0].parts[0]->dims[1];
+    uint32_t rows = 0, cols = (uint32_t)sources[0].parts[0].dims[1];
     for (uint32_t i = 0; i < sources[0].count; i++)
-        rows += (uint32_t)sources[0].parts[i]->dims[0];
+        rows += (uint32_t)sources[0].parts[i].dims[0];
     ful_type type = wide ? FUL_TYPE_F32 : source_type(sources, experts);
     TRY(gpu_tensor_create(l->model->device, type, experts, rows, cols, name, out));
     if (model_half(l->model) && type == FUL_TYPE_BF16)
@@ -150,7 +150,7 @@ static ful_result load_tensor(loader *l, const source *sources, uint32_t experts
         return fail(FUL_ERR_UNSUPPORTED,
                     "tensor %s: a row of %" PRIu64 " bytes exceeds the %" PRIu64
                     " of a staging buffer",
-                    sources[0].parts[0]->name, out->row_bytes, gpu_upload_max(l->upload));
+                    sources[0].parts[0].name, out->row_bytes, gpu_upload_max(l->upload));
     for (uint32_t w = 0; w < out->window_count; w++) {
         gpu_window *window = &out->windows[w];
         uint64_t total = (uint64_t)window->expert_count * window->row_count;
@@ -213,13 +213,13 @@ static ful_result load_experts(loader *l, tensor_role first, tensor_role second,
 static ful_result load_vector(loader *l, tensor_role role, uint32_t layer, const char *name,
                               gpu_buffer *out)
 {
-    const tensor_info *t;
+    tensor_info t;
     TRY(tensor_get(l->files, &l->model->config, role, layer, 0, &t));
-    uint64_t n = t->dims[0];
+    uint64_t n = t.dims[0];
     float *values = mem_array(l->alloc, n, sizeof *values);
     if (!values)
-        return mem_fail(n * sizeof *values, t->name);
-    convert_row(values, FUL_TYPE_F32, t->data, t->type, n);
+        return mem_fail(n * sizeof *values, t.name);
+    convert_row(values, FUL_TYPE_F32, t.data, t.type, n);
     ful_result r =
         gpu_buffer_create(l->model->device, n * sizeof *values, GPU_MEMORY_DEVICE, name, out);
     if (r == FUL_OK)
@@ -274,6 +274,7 @@ static ful_result load_layer(loader *l, uint32_t i)
 ful_result weights_load(ful_model *model, const tensor_file *files, ful_progress_fn progress,
                         void *progress_ctx)
 {
+    TRY(tensor_types_check(files, &model->config));
     loader l = {.model = model, .alloc = device_alloc(model->device), .files = files};
     uint32_t n = model->config.block_count;
     model->layers = mem_zalloc(l.alloc, n, sizeof *model->layers);
