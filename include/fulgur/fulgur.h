@@ -96,9 +96,10 @@ typedef struct ful_alloc {
 } ful_alloc;
 
 typedef enum ful_phase {
-    FUL_PHASE_READ = 1,     /* reading and checking the model's files */
-    FUL_PHASE_UPLOAD = 2,   /* copying weights to the device */
-    FUL_PHASE_PIPELINES = 3 /* compiling shaders */
+    FUL_PHASE_READ = 1,      /* reading and checking the model's files */
+    FUL_PHASE_UPLOAD = 2,    /* copying weights to the device */
+    FUL_PHASE_PIPELINES = 3, /* compiling shaders */
+    FUL_PHASE_WRITE = 4      /* writing a model's file */
 } ful_phase;
 
 typedef struct ful_progress {
@@ -111,8 +112,8 @@ typedef struct ful_progress {
  * which then returns FUL_ERR_CANCELLED with everything released. */
 typedef bool (*ful_progress_fn)(void *ctx, const ful_progress *progress);
 
-/* Element types of tensors, in files and on the device. From FUL_TYPE_Q8_0 on, elements lie in blocks
- * of 32 or 256 that share scales, with the names and the arithmetic of GGUF files. */
+/* Element types of tensors, in files and on the device. From FUL_TYPE_Q8_0 on, elements lie in
+ * blocks of 32 or 256 that share scales, with the names and the arithmetic of GGUF files. */
 typedef enum ful_type {
     FUL_TYPE_DEFAULT = 0,
     FUL_TYPE_F32 = 1,

@@ -49,9 +49,9 @@ typedef struct ful_model_info {
     ful_type weight_type;            /* of most of the weights */
 } ful_model_info;
 
-/* path: a folder with config.json and safetensors, or one .safetensors file beside a config.json.
- * Checks names, shapes and types of all tensors against the config and reads no weights. Errors:
- * FUL_ERR_IO, FUL_ERR_FORMAT, FUL_ERR_UNSUPPORTED, FUL_ERR_HOST_MEMORY. */
+/* path: a folder with config.json and safetensors, or with a GGUF; a .gguf file (any part of a
+ * split one). Checks names, shapes and types of all tensors against the config and reads no
+ * weights. Errors: FUL_ERR_IO, FUL_ERR_FORMAT, FUL_ERR_UNSUPPORTED, FUL_ERR_HOST_MEMORY. */
 FUL_API ful_result ful_model_inspect(ful_instance *instance, const char *path, ful_model_info *out);
 
 /* Reads every weight on the host and fails with FUL_ERR_FORMAT at the first NaN or infinity
@@ -70,6 +70,23 @@ typedef bool (*ful_tensor_fn)(void *ctx,
                               const ful_tensor_info *tensor); /* false stops the listing */
 FUL_API ful_result ful_model_tensors(ful_instance *instance, const char *path, ful_tensor_fn fn,
                                      void *ctx);
+
+typedef struct ful_convert_params {
+    size_t struct_size;
+    ful_type type; /* of matrices: F32, F16 or BF16; 0 = each as it is. Norms and routers are F32 */
+} ful_convert_params;
+#define ful_convert_params(...)                                                                    \
+    (&(ful_convert_params){.struct_size = sizeof(ful_convert_params), __VA_ARGS__})
+
+/* Writes the model at `path` as one GGUF file, with its tokenizer if there is one (tokenizer.json
+ * in the folder). The file lies beside out_path under another name until it is whole; FUL_ERR_IO if
+ * out_path exists. Keys of the architecture minimax-01, and "fulgur." ones for what those can't
+ * say; residual_scale is left out where the factors of residuals differ, so that no other program
+ * runs such a model wrongly. Takes 2 MiB besides the head and one row. FUL_ERR_FORMAT names a value
+ * that F16 would make infinite. Cancellable. */
+FUL_API ful_result ful_model_convert(ful_instance *instance, const char *path, const char *out_path,
+                                     const ful_convert_params *params, ful_progress_fn progress,
+                                     void *progress_ctx);
 
 typedef struct ful_plan_params {
     size_t struct_size;

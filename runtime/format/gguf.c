@@ -188,6 +188,7 @@ static ful_result value_take(cursor *c, gguf_keys *keys, uint64_t index)
         v.data = c->data + c->at;
         TRY(items_take(c, &p, v.kind, 1, 1));
     }
+    v.bytes = (uint64_t)(c->data + c->at - v.data);
     void *values = keys->values;
     if (!mem_grow(&keys->alloc, &values, &keys->capacity, keys->count + 1, sizeof *keys->values))
         return mem_fail((keys->count + 1) * sizeof *keys->values, c->path);

@@ -34,6 +34,7 @@ typedef struct gguf_value {
     bool is_array;
     uint64_t count;      /* of items; 1 for a single value */
     const uint8_t *data; /* in the file, unaligned */
+    uint64_t bytes;      /* of all items there */
 } gguf_value;
 
 typedef struct gguf_keys gguf_keys;

@@ -69,3 +69,20 @@ uint16_t float_to_bfloat(float f)
     }
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
+
+float element_to_float(ful_type type, const void *p)
+{
+    uint16_t half;
+    float f;
+    switch (type) {
+    case FUL_TYPE_F32:
+        memcpy(&f, p, 4);
+        return f;
+    case FUL_TYPE_F16:
+        memcpy(&half, p, 2);
+        return half_to_float(half);
+    default:
+        memcpy(&half, p, 2);
+        return bfloat_to_float(half);
+    }
+}

@@ -41,5 +41,6 @@ float half_to_float(uint16_t h);
 uint16_t float_to_half(float f);
 float bfloat_to_float(uint16_t b);
 uint16_t float_to_bfloat(float f);
+float element_to_float(ful_type type, const void *p); /* F32, F16, BF16; unaligned */
 
 #endif

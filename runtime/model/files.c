@@ -182,26 +182,31 @@ ful_result tensor_get(const tensor_file *files, const model_config *config, tens
     return FUL_OK;
 }
 
+const tensor_role *tensor_layer_roles(layer_kind kind)
+{
+    static const tensor_role lightning[LAYER_ROLES] = {
+        ROLE_INPUT_NORM,     ROLE_POST_NORM,      ROLE_ROUTER,       ROLE_LIGHTNING_QKV,
+        ROLE_LIGHTNING_GATE, ROLE_LIGHTNING_NORM, ROLE_LIGHTNING_OUT};
+    static const tensor_role softmax[LAYER_ROLES] = {
+        ROLE_INPUT_NORM, ROLE_POST_NORM, ROLE_ROUTER,     ROLE_SOFTMAX_Q,
+        ROLE_SOFTMAX_K,  ROLE_SOFTMAX_V, ROLE_SOFTMAX_OUT};
+    return kind == LAYER_LIGHTNING ? lightning : softmax;
+}
+
 /* Calls fn for every tensor that a config asks for. */
 typedef ful_result (*role_fn)(void *ctx, tensor_role role, uint32_t layer, uint32_t expert);
 
 static ful_result role_walk(const model_config *config, role_fn fn, void *ctx)
 {
     static const tensor_role top[] = {ROLE_EMBEDDING, ROLE_FINAL_NORM, ROLE_HEAD};
-    static const tensor_role lightning[] = {
-        ROLE_INPUT_NORM,     ROLE_POST_NORM,      ROLE_ROUTER,       ROLE_LIGHTNING_QKV,
-        ROLE_LIGHTNING_GATE, ROLE_LIGHTNING_NORM, ROLE_LIGHTNING_OUT};
-    static const tensor_role softmax[] = {ROLE_INPUT_NORM, ROLE_POST_NORM, ROLE_ROUTER,
-                                          ROLE_SOFTMAX_Q,  ROLE_SOFTMAX_K, ROLE_SOFTMAX_V,
-                                          ROLE_SOFTMAX_OUT};
     for (size_t i = 0; i < sizeof top / sizeof *top; i++) {
         if (top[i] == ROLE_HEAD && config->tied_head)
             continue;
         TRY(fn(ctx, top[i], 0, 0));
     }
     for (uint32_t l = 0; l < config->block_count; l++) {
-        const tensor_role *roles = config->layers[l] == LAYER_LIGHTNING ? lightning : softmax;
-        for (size_t i = 0; i < sizeof lightning / sizeof *lightning; i++)
+        const tensor_role *roles = tensor_layer_roles((layer_kind)config->layers[l]);
+        for (size_t i = 0; i < LAYER_ROLES; i++)
             TRY(fn(ctx, roles[i], l, 0));
         for (uint32_t e = 0; e < config->expert_count; e++)
             for (tensor_role r = ROLE_W1; r <= ROLE_W3; r = (tensor_role)(r + 1))

@@ -37,6 +37,10 @@ ful_result tensor_types_check(const tensor_file *files, const model_config *conf
 /* A role's name in a GGUF; experts have one for all. */
 void tensor_gguf_name(tensor_role role, uint32_t layer, char *out, size_t bytes);
 
+/* The roles that layers of a kind have but for their experts: LAYER_ROLES of them. */
+enum { LAYER_ROLES = 7 };
+const tensor_role *tensor_layer_roles(layer_kind kind);
+
 /* Rows and columns of a role's matrix; vectors have cols = 0. */
 void tensor_shape(const model_config *config, tensor_role role, uint64_t *rows, uint64_t *cols);
 

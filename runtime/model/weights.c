@@ -23,23 +23,6 @@ typedef struct source {
     bool interleaved;
 } source;
 
-static float element_to_float(ful_type type, const uint8_t *p)
-{
-    uint16_t half;
-    float f;
-    switch (type) {
-    case FUL_TYPE_F32:
-        memcpy(&f, p, 4);
-        return f;
-    case FUL_TYPE_F16:
-        memcpy(&half, p, 2);
-        return half_to_float(half);
-    default:
-        memcpy(&half, p, 2);
-        return bfloat_to_float(half);
-    }
-}
-
 static void convert_row(void *dst, ful_type to, const uint8_t *src, ful_type from, uint64_t n)
 {
     if (to == from) {

@@ -113,7 +113,7 @@ ful_result cli_open_device(cli_model *m)
 bool cli_show_bar(void *ctx, const ful_progress *p)
 {
     cli_bar *b = ctx;
-    static const char *const names[] = {"", "reading", "loading", "compiling"};
+    static const char *const names[] = {"", "reading", "loading", "compiling", "writing"};
     if (p->phase == FUL_PHASE_UPLOAD)
         b->loaded_ns = cli_now_ns();
     if (cli_interrupted())
@@ -123,10 +123,15 @@ bool cli_show_bar(void *ctx, const ful_progress *p)
         return true;
     double part = (double)p->done / (double)p->total;
     int full = (int)(30.0 * part), percent = (int)(100.0 * part);
+    char left[32] = "";
+    if (p->phase == FUL_PHASE_WRITE && part > 0.0) {
+        double seconds = (double)(cli_now_ns() - b->start_ns) / 1e9 * (1.0 - part) / part;
+        snprintf(left, sizeof left, ", %.0f s left ", seconds);
+    }
     if (b->shown && b->phase == (int)p->phase && b->percent == percent)
         return true;
-    fprintf(stderr, "\r%-9s [%.*s%*s] %3d %%", b->label ? b->label : names[p->phase], full,
-            "##############################", 30 - full, "", percent);
+    fprintf(stderr, "\r%-9s [%.*s%*s] %3d %%%s", b->label ? b->label : names[p->phase], full,
+            "##############################", 30 - full, "", percent, left);
     b->shown = true;
     b->phase = (int)p->phase;
     b->percent = percent;
@@ -136,7 +141,7 @@ bool cli_show_bar(void *ctx, const ful_progress *p)
 void cli_end_bar(cli_bar *b)
 {
     if (b->shown)
-        fprintf(stderr, "\r%60s\r", "");
+        fprintf(stderr, "\r%78s\r", "");
     b->shown = false;
 }
 

@@ -6,8 +6,8 @@
 #include "cli.h"
 
 static const cli_command *const commands[] = {
-    &cmd_run,        &cmd_chat,   &cmd_devices, &cmd_inspect, &cmd_tokenize,
-    &cmd_perplexity, &cmd_logits, &cmd_bench,   &cmd_tune,    &cmd_selftest};
+    &cmd_run,    &cmd_chat,    &cmd_devices, &cmd_inspect, &cmd_tokenize, &cmd_perplexity,
+    &cmd_logits, &cmd_convert, &cmd_bench,   &cmd_tune,    &cmd_selftest};
 
 static void print_usage(FILE *out)
 {
@@ -17,8 +17,10 @@ static void print_usage(FILE *out)
             FUL_VERSION_MAJOR, FUL_VERSION_MINOR, FUL_VERSION_PATCH);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         fprintf(out, "  %-11s %s\n", commands[i]->name, commands[i]->summary);
-    fprintf(out, "\nMODEL is a folder with config.json, tokenizer.json and safetensors.\n"
-                 "'fulgur COMMAND --help' lists a command's options.\n");
+    fprintf(
+        out,
+        "\nMODEL is a folder with config.json, tokenizer.json and safetensors, or a GGUF file.\n"
+        "'fulgur COMMAND --help' lists a command's options.\n");
 }
 
 static int run_command(int argc, char **argv)
