@@ -16,9 +16,10 @@ extern "C" {
 typedef struct ful_tokenizer ful_tokenizer;
 
 /* Reads a Hugging Face tokenizer.json (the file, or the folder that holds it): byte-level BPE
- * behind a Split regex, with NFC or no normalisation. Its truncation and padding settings are
- * ignored. The instance must outlive the tokenizer. Errors: FUL_ERR_IO, FUL_ERR_FORMAT (malformed
- * or contradicting itself), FUL_ERR_UNSUPPORTED (another kind of tokenizer; the line names what
+ * behind a Split regex, with NFC or no normalisation; or the keys of a GGUF file (or of the one in
+ * a folder without tokenizer.json). A tokenizer.json's truncation and padding settings are ignored.
+ * The instance must outlive the tokenizer. Errors: FUL_ERR_IO, FUL_ERR_FORMAT (malformed or
+ * contradicting itself), FUL_ERR_UNSUPPORTED (another kind of tokenizer; the line names what
  * differs; or a library built without: FULGUR_TOKENIZER=OFF), FUL_ERR_HOST_MEMORY. */
 FUL_API ful_result ful_tokenizer_load(ful_tokenizer **out, ful_instance *instance,
                                       const char *path);

@@ -1,4 +1,4 @@
-/* The tokenizer's tables. Built by tokenizer_load.c, read by the rest of the room. */
+/* The tokenizer's tables. Built by tokenizer_build.c, read by the rest of the room. */
 #ifndef FULGUR_TEXT_TOKENIZER_H
 #define FULGUR_TEXT_TOKENIZER_H
 

@@ -1,109 +1,11 @@
 /* tokenizer.json to tables. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "format/json.h"
-#include "text/tokenizer.h"
-#include "text/unicode.h"
+#include "text/tokenizer_build.h"
+#include "text/tokenizer_gguf.h"
 
 enum { MAX_FILE_BYTES = 256 << 20 };
-
-/* The byte alphabet of byte-level BPE: bytes that print stand for themselves, the other 68 for
- * U+0100 onwards, in order. -1: the point stands for no byte. */
-static int byte_of_point(uint32_t point)
-{
-    if ((point >= 0x21 && point <= 0x7E) || (point >= 0xA1 && point <= 0xFF && point != 0xAD))
-        return (int)point;
-    if (point < 0x100 || point > 0x143)
-        return -1;
-    int index = (int)point - 0x100;
-    return index <= 0x20 ? index : index <= 0x42 ? 0x7F + (index - 0x21) : 0xAD;
-}
-
-static uint32_t bytes_hash(const char *text, size_t bytes)
-{
-    const uint64_t k = UINT64_C(0x9E3779B97F4A7C15);
-    uint64_t h = (uint64_t)bytes * k;
-    for (; bytes > 0;) {
-        size_t n = bytes < 8 ? bytes : 8;
-        uint64_t word = 0;
-        memcpy(&word, text, n);
-        h = (h ^ word) * k;
-        h ^= h >> 29;
-        text += n;
-        bytes -= n;
-    }
-    return (uint32_t)(h ^ h >> 32);
-}
-
-int32_t token_table_find(const ful_tokenizer *t, const token_table *table, const char *text,
-                         size_t bytes)
-{
-    if (table->n_slots == 0)
-        return -1;
-    uint32_t hash = bytes_hash(text, bytes);
-    for (size_t i = hash & (table->n_slots - 1);; i = (i + 1) & (table->n_slots - 1)) {
-        const token_slot *slot = &table->slots[i];
-        if (slot->token < 0)
-            return -1;
-        const token_entry *entry = &t->tokens[slot->token];
-        if (slot->hash == hash && entry->bytes == bytes &&
-            memcmp(t->arena + entry->offset, text, bytes) == 0)
-            return slot->token;
-    }
-}
-
-static ful_result token_table_create(const ful_alloc *alloc, size_t n_tokens, token_table *out)
-{
-    size_t n = 16;
-    while (n / 2 < n_tokens)
-        n *= 2;
-    out->slots = mem_array(alloc, n, sizeof *out->slots);
-    if (out->slots == NULL)
-        return mem_fail(n * sizeof *out->slots, "the vocabulary's hash table");
-    memset(out->slots, 0xFF, n * sizeof *out->slots);
-    out->n_slots = n;
-    return FUL_OK;
-}
-
-static void token_table_add(ful_tokenizer *t, token_table *table, int32_t token)
-{
-    const token_entry *entry = &t->tokens[token];
-    uint32_t hash = bytes_hash(t->arena + entry->offset, entry->bytes);
-    size_t i = hash & (table->n_slots - 1);
-    while (table->slots[i].token >= 0)
-        i = (i + 1) & (table->n_slots - 1);
-    table->slots[i] = (token_slot){.hash = hash, .token = token};
-}
-
-/* Room for `bytes` more behind the arena's end. */
-static ful_result arena_reserve(ful_tokenizer *t, size_t bytes)
-{
-    if (bytes > UINT32_MAX - t->arena_bytes)
-        return fail(FUL_ERR_FORMAT, "tokens of more than %u bytes in all", (unsigned)UINT32_MAX);
-    void *p = t->arena;
-    if (!mem_grow(&t->alloc, &p, &t->arena_capacity, t->arena_bytes + bytes, 1))
-        return mem_fail(t->arena_bytes + bytes, "the tokens' bytes");
-    t->arena = p;
-    return FUL_OK;
-}
-
-/* Writes the bytes that `text` stands for in the byte alphabet; false if some character stands
- * for none. `out` has room for `bytes`. */
-static bool alphabet_decode(const char *text, size_t bytes, char *out, size_t *out_bytes)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < bytes;) {
-        uint32_t point;
-        i += utf8_read(text + i, &point);
-        int byte = byte_of_point(point);
-        if (byte < 0)
-            return false;
-        out[n++] = (char)(unsigned char)byte;
-    }
-    *out_bytes = n;
-    return true;
-}
 
 /* ---- small views on JSON ---- */
 
@@ -248,47 +150,16 @@ static ful_result ids_measure(ful_tokenizer *t, json_t *vocab, const json_t *add
         if (json_integer_value(id) > largest)
             largest = json_integer_value(id);
     }
-    t->vocab_size = (uint32_t)(largest + 1);
-    t->tokens = mem_zalloc(&t->alloc, t->vocab_size, sizeof *t->tokens);
-    return t->tokens ? FUL_OK : mem_fail(t->vocab_size * sizeof *t->tokens, "the vocabulary");
+    return vocab_begin(t, (uint32_t)(largest + 1), json_object_size(vocab));
 }
 
 static ful_result vocab_read(ful_tokenizer *t, json_t *vocab)
 {
-    TRY(token_table_create(&t->alloc, json_object_size(vocab), &t->vocab));
-    for (size_t b = 0; b < 256; b++)
-        t->byte_token[b] = -1;
     const char *key;
     json_t *value;
     json_object_foreach(vocab, key, value)
-    {
-        int32_t id = (int32_t)json_integer_value(value);
-        size_t length = strlen(key), bytes = 0;
-        token_entry *entry = &t->tokens[id];
-        if (entry->flags != TOKEN_NONE)
-            return fail(FUL_ERR_FORMAT, "model.vocab: id %d of \"%.80s\" is another token's too",
-                        (int)id, key);
-        TRY(arena_reserve(t, length));
-        char *out = t->arena + t->arena_bytes;
-        bool known = alphabet_decode(key, length, out, &bytes);
-        if (!known) { /* the reference decodes these to their own characters */
-            memcpy(out, key, length);
-            bytes = length;
-        }
-        *entry = (token_entry){.offset = (uint32_t)t->arena_bytes,
-                               .bytes = (uint32_t)bytes,
-                               .flags = known ? TOKEN_MODEL : TOKEN_FOREIGN};
-        t->arena_bytes += bytes;
-        if (!known || bytes == 0)
-            continue;
-        if (bytes == 1)
-            t->byte_token[(unsigned char)out[0]] = id;
-        token_table_add(t, &t->vocab, id);
-    }
-    for (size_t b = 0; b < 256; b++)
-        if (t->byte_token[b] < 0)
-            return fail(FUL_ERR_UNSUPPORTED, "model.vocab: byte 0x%02X has no token", (unsigned)b);
-    return FUL_OK;
+        TRY(vocab_add(t, (int32_t)json_integer_value(value), key, strlen(key)));
+    return vocab_end(t);
 }
 
 /* Both spellings: "left right" and ["left", "right"]. */
@@ -323,113 +194,28 @@ static ful_result merges_read(ful_tokenizer *t, const json_t *merges)
     TRY(bpe_table_create(&t->alloc, count, &t->merges));
     for (size_t i = 0; i < count; i++) {
         const char *part[2] = {NULL, NULL};
-        size_t length[2] = {0, 0}, bytes[2] = {0, 0};
+        size_t length[2] = {0, 0};
         TRY(merge_parts(json_array_get(merges, i), i, part, length));
-        TRY(arena_reserve(t, length[0] + length[1]));
-        char *out = t->arena + t->arena_bytes; /* not kept */
-        int32_t id[3] = {-1, -1, -1};
-        if (alphabet_decode(part[0], length[0], out, &bytes[0]) &&
-            alphabet_decode(part[1], length[1], out + bytes[0], &bytes[1])) {
-            id[0] = token_table_find(t, &t->vocab, out, bytes[0]);
-            id[1] = token_table_find(t, &t->vocab, out + bytes[0], bytes[1]);
-            id[2] = token_table_find(t, &t->vocab, out, bytes[0] + bytes[1]);
-        }
-        if (id[0] < 0 || id[1] < 0 || id[2] < 0)
-            return fail(FUL_ERR_FORMAT,
-                        "model.merges[%zu] (\"%.*s\" + \"%.*s\"): %s is not in model.vocab", i,
-                        (int)(length[0] < 80 ? length[0] : 80), part[0],
-                        (int)(length[1] < 80 ? length[1] : 80), part[1],
-                        id[0] < 0   ? "the left part"
-                        : id[1] < 0 ? "the right part"
-                                    : "the result");
-        bpe_table_add(&t->merges, id[0], id[1], (uint32_t)i, id[2]);
+        TRY(merge_add(t, i, part, length));
     }
-    return FUL_OK;
-}
-
-typedef struct added_key {
-    unsigned char first;
-    uint32_t bytes;
-    int32_t token;
-} added_key;
-
-static int added_key_compare(const void *a, const void *b)
-{
-    const added_key *x = a, *y = b;
-    if (x->first != y->first)
-        return x->first < y->first ? -1 : 1;
-    if (x->bytes != y->bytes)
-        return x->bytes > y->bytes ? -1 : 1;
-    return x->token < y->token ? -1 : x->token > y->token;
-}
-
-static ful_result added_token_read(ful_tokenizer *t, const json_t *added, added_key *key)
-{
-    static const char *const refused[] = {"single_word", "lstrip", "rstrip", "normalized"};
-    const json_t *content = json_object_get(added, "content");
-    const char *text = json_string_value(content);
-    size_t bytes = json_string_length(content);
-    int32_t id = (int32_t)json_integer_value(json_object_get(added, "id"));
-    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++)
-        if (json_is_true(json_object_get(added, refused[i])))
-            return fail(FUL_ERR_UNSUPPORTED, "added token \"%.80s\" with %s true", text,
-                        refused[i]);
-    if (token_table_find(t, &t->added_table, text, bytes) >= 0)
-        return fail(FUL_ERR_FORMAT, "added token \"%.80s\" is listed twice", text);
-    TRY(arena_reserve(t, 2 * bytes));
-    /* The vocabulary may hold the token as well, spelled in the byte alphabet. */
-    char *out = t->arena + t->arena_bytes;
-    token_entry *entry = &t->tokens[id];
-    size_t decoded = 0;
-    bool known = alphabet_decode(text, bytes, out + bytes, &decoded);
-    int32_t in_vocab = known ? token_table_find(t, &t->vocab, out + bytes, decoded) : -1;
-    bool foreign_twin = entry->flags == TOKEN_FOREIGN && entry->bytes == bytes &&
-                        memcmp(t->arena + entry->offset, text, bytes) == 0;
-    if (in_vocab >= 0 && in_vocab != id)
-        return fail(FUL_ERR_FORMAT, "added token \"%.80s\" has id %d, but %d in model.vocab", text,
-                    (int)id, (int)in_vocab);
-    if (entry->flags != TOKEN_NONE && in_vocab != id && !foreign_twin)
-        return fail(FUL_ERR_FORMAT, "id %d of added token \"%.80s\" is another token's too",
-                    (int)id, text);
-    if (entry->flags == TOKEN_NONE || entry->flags == TOKEN_FOREIGN) {
-        memcpy(out, text, bytes);
-        *entry = (token_entry){.offset = (uint32_t)t->arena_bytes, .bytes = (uint32_t)bytes};
-        t->arena_bytes += bytes;
-    } else if (entry->bytes != bytes || memcmp(t->arena + entry->offset, text, bytes) != 0) {
-        /* One entry can't have two spellings, and merges may need the vocabulary's.
-         */
-        return fail(FUL_ERR_UNSUPPORTED,
-                    "added token \"%.80s\" is also a merged token with other bytes", text);
-    }
-    entry->flags |= TOKEN_ADDED;
-    token_table_add(t, &t->added_table, id);
-    *key = (added_key){.first = (unsigned char)text[0], .bytes = (uint32_t)bytes, .token = id};
     return FUL_OK;
 }
 
 static ful_result added_tokens_read(ful_tokenizer *t, const json_t *added)
 {
-    size_t count = json_array_size(added);
-    if (count == 0)
-        return FUL_OK;
-    TRY(token_table_create(&t->alloc, count, &t->added_table));
-    added_key *keys = mem_array(&t->alloc, count, sizeof *keys);
-    t->added = mem_array(&t->alloc, count, sizeof *t->added);
-    ful_result result = keys && t->added ? FUL_OK : mem_fail(count * sizeof *keys, "added tokens");
-    for (size_t i = 0; i < count && result == FUL_OK; i++)
-        result = added_token_read(t, json_array_get(added, i), &keys[i]);
-    if (result == FUL_OK) {
-        qsort(keys, count, sizeof *keys, added_key_compare);
-        for (size_t i = 0; i < count; i++) {
-            t->added[i] = keys[i].token;
-            t->added_start[keys[i].first + 1]++;
-        }
-        for (size_t b = 0; b < 256; b++)
-            t->added_start[b + 1] += t->added_start[b];
-        t->added_count = (uint32_t)count;
+    static const char *const refused[] = {"single_word", "lstrip", "rstrip", "normalized"};
+    TRY(added_begin(t, json_array_size(added)));
+    for (size_t i = 0; i < json_array_size(added); i++) {
+        const json_t *token = json_array_get(added, i),
+                     *content = json_object_get(token, "content");
+        for (size_t k = 0; k < sizeof refused / sizeof refused[0]; k++)
+            if (json_is_true(json_object_get(token, refused[k])))
+                return fail(FUL_ERR_UNSUPPORTED, "added token \"%.80s\" with %s true",
+                            json_string_value(content), refused[k]);
+        TRY(added_add(t, (int32_t)json_integer_value(json_object_get(token, "id")),
+                      json_string_value(content), json_string_length(content)));
     }
-    mem_free(&t->alloc, keys);
-    return result;
+    return added_end(t);
 }
 
 static ful_result root_read(ful_tokenizer *t, const json_t *root)
@@ -451,6 +237,49 @@ static ful_result root_read(ful_tokenizer *t, const json_t *root)
     return added_tokens_read(t, added);
 }
 
+ful_result tokenizer_read_json(ful_tokenizer *t, const json_t *root, const char *file)
+{
+    ful_result result = root_read(t, root);
+    return result == FUL_OK ? FUL_OK : fail_context(result, "%s", file);
+}
+
+static ful_result json_open(ful_tokenizer *t, const char *file)
+{
+    json_t *root;
+    TRY(json_load_path(&t->alloc, file, MAX_FILE_BYTES, &root));
+    ful_result result = tokenizer_read_json(t, root, file);
+    json_decref(root);
+    return result;
+}
+
+static ful_result gguf_open_keys(ful_tokenizer *t, const char *file)
+{
+    gguf_keys *keys;
+    TRY(gguf_keys_open(&t->alloc, file, &keys));
+    ful_result result = tokenizer_read_gguf(t, keys);
+    gguf_keys_close(&keys);
+    return result;
+}
+
+/* A folder's tokenizer.json comes before the keys of its GGUF. */
+static ful_result path_open(ful_tokenizer *t, const char *path)
+{
+    char *joined = NULL, *gguf = NULL;
+    if (path_is_dir(path)) {
+        joined = path_join(&t->alloc, path, "tokenizer.json");
+        if (joined == NULL)
+            return mem_fail(strlen(path), "a path");
+    }
+    ful_result result = FUL_OK;
+    if (joined == NULL || !file_exists(joined))
+        result = gguf_locate(&t->alloc, path, &gguf);
+    if (result == FUL_OK)
+        result = gguf ? gguf_open_keys(t, gguf) : json_open(t, joined ? joined : path);
+    mem_free(&t->alloc, joined);
+    mem_free(&t->alloc, gguf);
+    return result;
+}
+
 ful_result tokenizer_create(ful_tokenizer **out, const ful_alloc *alloc, const char *path)
 {
     *out = NULL;
@@ -459,24 +288,7 @@ ful_result tokenizer_create(ful_tokenizer **out, const ful_alloc *alloc, const c
     if (t == NULL)
         return mem_fail(sizeof *t, "the tokenizer");
     t->alloc = functions;
-    char *joined = NULL;
-    ful_result result = FUL_OK;
-    if (path_is_dir(path)) {
-        joined = path_join(&t->alloc, path, "tokenizer.json");
-        if (joined == NULL)
-            result = mem_fail(strlen(path), "a path");
-    }
-    const char *file = joined ? joined : path;
-    json_t *root = NULL;
-    if (result == FUL_OK)
-        result = json_load_path(&t->alloc, file, MAX_FILE_BYTES, &root);
-    if (result == FUL_OK) {
-        result = root_read(t, root);
-        if (result != FUL_OK)
-            fail_context(result, "%s", file);
-    }
-    json_decref(root);
-    mem_free(&t->alloc, joined);
+    ful_result result = path_open(t, path);
     if (result != FUL_OK)
         ful_tokenizer_destroy(&t);
     *out = t;
