@@ -262,8 +262,6 @@ static void test_header_length(void **state)
 static void test_other_formats(void **state)
 {
     (void)state;
-    open_fails(FUL_ERR_UNSUPPORTED, scratch_text("m.gguf", "GGUF----------------"),
-               TEXTS("m.gguf", "GGUF"));
     open_fails(FUL_ERR_FORMAT,
                scratch_text("l.safetensors", "version https://git-lfs.github.com/spec/v1\noid 1"),
                TEXTS("l.safetensors", "Git LFS"));
