@@ -100,10 +100,56 @@ static bool print_tensor_json(void *ctx, const ful_tensor_info *t)
     return true;
 }
 
+/* How many tensors of each type there are, in the order met. */
+typedef struct type_sums {
+    struct {
+        char name[16];
+        uint32_t count;
+        uint64_t bytes;
+    } types[16];
+    size_t n;
+} type_sums;
+
+static bool add_type(void *ctx, const ful_tensor_info *t)
+{
+    type_sums *s = ctx;
+    size_t i = 0;
+    while (i < s->n && strcmp(s->types[i].name, t->type) != 0)
+        i++;
+    if (i == sizeof s->types / sizeof *s->types)
+        return true; /* files of so many types are not models */
+    if (i == s->n)
+        snprintf(s->types[s->n++].name, sizeof s->types[i].name, "%s", t->type);
+    s->types[i].count++;
+    s->types[i].bytes += t->bytes;
+    return true;
+}
+
+static void print_types(const type_sums *s)
+{
+    for (size_t i = 0; i < s->n; i++)
+        printf("%s%s: %u tensors, %.2f MiB", i ? "; " : "types         ", s->types[i].name,
+               s->types[i].count, mib(s->types[i].bytes));
+    printf("\n");
+}
+
+static void print_types_json(const type_sums *s)
+{
+    printf(", \"types\": {");
+    for (size_t i = 0; i < s->n; i++)
+        printf("%s\"%s\": {\"tensors\": %u, \"bytes\": %llu}", i ? ", " : "", s->types[i].name,
+               s->types[i].count, (unsigned long long)s->types[i].bytes);
+    printf("}");
+}
+
 static int print_all(ful_instance *instance, const char *path, const ful_model_info *info,
                      bool tensors, bool check)
 {
+    type_sums sums = {.n = 0};
+    if (ful_model_tensors(instance, path, add_type, &sums) != FUL_OK)
+        return cli_fail(path);
     print_text(info);
+    print_types(&sums);
     if (check)
         printf("check         every weight is finite\n");
     if (tensors && ful_model_tensors(instance, path, print_tensor, NULL) != FUL_OK)
@@ -115,7 +161,11 @@ static int print_all_json(ful_instance *instance, const char *path, const ful_mo
                           bool tensors, bool check)
 {
     bool first = true;
+    type_sums sums = {.n = 0};
+    if (ful_model_tensors(instance, path, add_type, &sums) != FUL_OK)
+        return cli_fail(path);
     print_json(info);
+    print_types_json(&sums);
     if (check)
         printf(", \"finite\": true");
     if (tensors) {

@@ -11,13 +11,14 @@ options_devices="--json --verbose --help"
 options_inspect="--json --tensors --check --help"
 options_tokenize="--prompt --file --added --decode --count --json --help"
 options_perplexity="--window --mark --no-bos --save-logits --kl --device --json --help"
+options_convert="--type --help"
 options_logits="--tokens --prefill --out --decay --device --help"
 
 run --help
 expect_code "help" 0
 expect_text "help lists the commands" "$out" "  run " "  chat " "  devices " "  inspect " \
-    "  tokenize " "  perplexity " "  logits "
-for command in run chat devices inspect tokenize perplexity logits; do
+    "  tokenize " "  perplexity " "  logits " "  convert "
+for command in run chat devices inspect tokenize perplexity logits convert; do
     run "$command" --help
     expect_code "$command --help" 0
     name=options_$command
@@ -36,7 +37,7 @@ run dance
 expect_error "unknown command" 2 "'dance'" "usage: fulgur COMMAND"
 run --version
 expect_text "version" "$out" "fulgur "
-for command in run chat inspect tokenize perplexity logits; do
+for command in run chat inspect tokenize perplexity logits convert; do
     run "$command"
     expect_error "$command without a model" 2 "usage: fulgur $command MODEL"
 done
@@ -73,6 +74,45 @@ run run "$demo" -p a -f b
 expect_error "prompt and file" 2 "usage"
 run run --seed 18446744073709551615 "$demo" --temp=0.5 -n5 --help
 expect_code "options before and after the model, --name=value, -n5" 0
+
+# ---- convert ----
+run convert "$demo" "$scratch/demo.gguf"
+expect_code "convert" 0
+expect_text "convert says what it wrote" "$out" "demo.gguf: " " MiB, 83 tensors, 17.160 M parameters" "bf16"
+run convert "$demo" "$scratch/demo.gguf"
+expect_error "convert does not overwrite" 1 "demo.gguf" "exists"
+run convert "$golden/many-experts" "$scratch/half.gguf" --type f16
+expect_code "convert --type f16" 0
+run convert "$golden/many-experts" "$scratch/other.gguf" --type q8_0
+expect_error "convert --type q8_0" 2 "--type" "'q8_0'"
+run convert "$golden/absent" "$scratch/other.gguf"
+expect_error "convert without a model" 1 "absent"
+run convert "$demo" "$scratch/no/such/folder.gguf"
+expect_error "convert into no folder" 1 "no/such/folder.gguf"
+run convert "$demo"
+expect_error "convert without an output" 2 "usage: fulgur convert MODEL OUT.gguf"
+expect_same "convert leaves nothing else" "$(cd "$scratch" && echo *.gguf*)" "demo.gguf half.gguf"
+run inspect "$scratch/half.gguf" --json --tensors --check
+expect_code "inspect a GGUF" 0
+for pair in architecture=minimax-01 weight_type=f16 tensor_count=43 expert_count=32; do
+    expect_same "inspect a GGUF: ${pair%=*}" "$("$JSON_GET" "${pair%=*}" <"$out")" "${pair#*=}"
+done
+expect_text "inspect a GGUF: types in JSON" "$out" '"types": {"F' '"F16": {"tensors": 27, '
+run inspect "$scratch/demo.gguf" --tensors
+expect_text "inspect a GGUF: types and tensors" "$out" "types         BF16: " "F32: " \
+    "blk.7.ffn_down_exps.weight" "8 x 256 x 256" "17.160 M, 6.675 M active"
+printf 'A <end_of_sentence> caf\303\251, once upon a time.\n' >"$scratch/sentence"
+run tokenize "$demo" --file "$scratch/sentence" --added
+cp "$out" "$scratch/tokens"
+run tokenize "$scratch/demo.gguf" --file "$scratch/sentence" --added
+expect_code "tokenize with a GGUF" 0
+cmp -s "$out" "$scratch/tokens"
+report "tokenize: the same tokens from a GGUF" $?
+run tokenize "$scratch/half.gguf" -p "a"
+expect_error "tokenize with a GGUF without a tokenizer" 1 "half.gguf" "no tokenizer"
+head -c 100000 "$scratch/demo.gguf" >"$scratch/cut.gguf"
+run inspect "$scratch/cut.gguf"
+expect_error "inspect half a GGUF" 1 "cut.gguf"
 
 # ---- inspect ----
 run inspect "$demo"
