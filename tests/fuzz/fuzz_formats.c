@@ -131,7 +131,8 @@ unsigned fuzz_try(const uint8_t *data, size_t bytes)
             read |= read_model(&a, file);
         }
         tensor_file_close(&file);
-        read |= sum == UINT64_MAX ? FUZZ_OPENED : 0; /* so that all is read */
+        volatile uint64_t sink = sum; /* or nothing would be read */
+        (void)sink;
     }
     if (b.held != 0) {
         fprintf(stderr, "%zu bytes are not freed\n", b.held);
