@@ -112,7 +112,7 @@ static unsigned read_model(const ful_alloc *a, const tensor_file *file)
     ful_tokenizer_destroy(&t);
 #else
     (void)a;
-    read |= FUZZ_TOKENS;
+    read |= read & FUZZ_MODEL ? FUZZ_TOKENS : 0;
 #endif
     return read;
 }
