@@ -145,25 +145,35 @@ static void config_put(const converter *v)
         gguf_put_u32(w, "tokenizer.ggml.eos_token_id", (uint32_t)c->eos_token_id);
 }
 
-static ful_result tokenizer_put(const converter *v, const char *path)
+/* The tokenizer's keys of another GGUF, but for those that config_put has written. */
+static void tokenizer_copy(const converter *v, const gguf_keys *keys)
 {
     static const char prefix[] = "tokenizer.", bos[] = "tokenizer.ggml.bos_token_id",
                       eos[] = "tokenizer.ggml.eos_token_id";
-    const gguf_keys *keys = tensor_file_keys(v->files);
-    for (uint32_t i = 0; keys && i < gguf_keys_count(keys); i++) {
+    for (uint32_t i = 0; i < gguf_keys_count(keys); i++) {
         const gguf_value *value = gguf_keys_at(keys, i);
         if (strncmp(value->key, prefix, sizeof prefix - 1) == 0 && strcmp(value->key, bos) != 0 &&
             strcmp(value->key, eos) != 0)
             gguf_put_value(v->writer, value);
     }
-    if (keys || !path_is_dir(path))
-        return FUL_OK;
-    char *json = path_join(v->alloc, path, "tokenizer.json");
-    if (!json)
-        return mem_fail(strlen(path), "a file's path");
-    ful_result r = file_exists(json)
-                       ? tokenizer_gguf_put(v->alloc, json, v->config->vocab_size, v->writer)
-                       : FUL_OK;
+}
+
+static ful_result tokenizer_put(const converter *v, const char *path)
+{
+    const gguf_keys *keys = tensor_file_keys(v->files);
+    char *json = NULL;
+    if (keys) {
+        tokenizer_copy(v, keys);
+    } else if (path_is_dir(path)) {
+        json = path_join(v->alloc, path, "tokenizer.json");
+        if (!json)
+            return mem_fail(strlen(path), "a file's path");
+    }
+    ful_result r = FUL_OK;
+    if (json && file_exists(json))
+        r = tokenizer_gguf_put(v->alloc, json, v->config->vocab_size, v->writer);
+    else if (!keys || !gguf_keys_find(keys, "tokenizer.ggml.model"))
+        gguf_put_text(v->writer, "tokenizer.ggml.model", "no_vocab", 8);
     mem_free(v->alloc, json);
     return r;
 }

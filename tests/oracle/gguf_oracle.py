@@ -192,6 +192,8 @@ def written_by_fulgur(fulgur, source, folder):
         check_tensors(reader, stacked(path), name)
         if os.path.exists(os.path.join(path, "tokenizer.json")):
             check_tokenizer(reader, path, config)
+        else:
+            check(value(reader, "tokenizer.ggml.model") == "no_vocab", f"{name}: a tokenizer")
         print(f"{name}: {len(reader.fields)} keys and {len(reader.tensors)} tensors read by gguf")
 
 
