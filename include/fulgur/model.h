@@ -49,9 +49,10 @@ typedef struct ful_model_info {
     ful_type weight_type;            /* of most of the weights */
 } ful_model_info;
 
-/* path: a folder with config.json and safetensors, or with a GGUF; a .gguf file (any part of a
- * split one). Checks names, shapes and types of all tensors against the config and reads no
- * weights. Errors: FUL_ERR_IO, FUL_ERR_FORMAT, FUL_ERR_UNSUPPORTED, FUL_ERR_HOST_MEMORY. */
+/* path: a folder with config.json and safetensors, or with a GGUF; one .safetensors file beside a
+ * config.json; a .gguf file (any part of a split one). Checks names, shapes and types of all
+ * tensors against the config and reads no weights. Errors: FUL_ERR_IO, FUL_ERR_FORMAT,
+ * FUL_ERR_UNSUPPORTED, FUL_ERR_HOST_MEMORY. */
 FUL_API ful_result ful_model_inspect(ful_instance *instance, const char *path, ful_model_info *out);
 
 /* Reads every weight on the host and fails with FUL_ERR_FORMAT at the first NaN or infinity

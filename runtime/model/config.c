@@ -517,15 +517,35 @@ ful_result config_read_json(const char *name, json_t *root, const config_key *ke
     return config_read(&r, out);
 }
 
+static bool ends_with(const char *text, const char *end)
+{
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+/* The config.json of a folder, or beside a checkpoint's file; NULL for other paths. */
+static ful_result config_path(const ful_alloc *a, const char *path, char **out)
+{
+    *out = NULL;
+    size_t n = strlen(path);
+    if (ends_with(path, ".safetensors") || ends_with(path, ".safetensors.index.json")) {
+        while (n > 0 && path[n - 1] != '/' && path[n - 1] != '\\')
+            n--;
+    } else if (!path_is_dir(path)) {
+        return FUL_OK;
+    }
+    char *folder = mem_strndup(a, path, n);
+    if (folder)
+        *out = path_join(a, folder, "config.json");
+    mem_free(a, folder);
+    return *out ? FUL_OK : mem_fail(n + 13, "a file's path");
+}
+
 ful_result config_load(const ful_alloc *a, const char *path, model_config *out)
 {
-    char *joined = NULL;
+    char *joined;
     memset(out, 0, sizeof *out);
-    if (path_is_dir(path)) {
-        joined = path_join(a, path, "config.json");
-        if (!joined)
-            return mem_fail(strlen(path) + 13, "a file's path");
-    }
+    TRY(config_path(a, path, &joined));
     reader r = {.path = joined ? joined : path};
     ful_result result = json_load_path(a, r.path, FILE_LIMIT_BYTES, &r.root);
     if (result == FUL_OK)

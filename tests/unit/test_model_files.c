@@ -189,6 +189,24 @@ static void test_no_files(void **state)
     assert_int_equal(ful_model_inspect(instance, NULL, &m), FUL_ERR_ARGUMENT);
 }
 
+/* The index in a folder stands for the folder. */
+static void test_path_of_file(void **state)
+{
+    (void)state;
+    ful_model_info m, n;
+    assert_int_equal(ful_model_inspect(instance, demo_dir, &m), FUL_OK);
+    assert_int_equal(
+        ful_model_inspect(instance,
+                          FUL_TEST_DATA "/../samples/demo-model/model.safetensors.index.json", &n),
+        FUL_OK);
+    assert_int_equal(m.parameter_count, n.parameter_count);
+    assert_int_equal(
+        ful_model_inspect(
+            instance, FUL_TEST_DATA "/../samples/demo-model/model-00000-of-00003.safetensors", &n),
+        FUL_ERR_FORMAT);
+    expect_error_words("model-00000-of-00003.safetensors", "missing", NULL);
+}
+
 static bool cancel(void *ctx, const ful_progress *p)
 {
     (void)ctx;
@@ -213,6 +231,7 @@ int main(void)
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_config_against_files),
         cmocka_unit_test(test_no_files),
+        cmocka_unit_test(test_path_of_file),
         cmocka_unit_test(test_cancel),
     };
     return cmocka_run_group_tests(tests, open_instance, close_instance);
