@@ -108,6 +108,12 @@ run tokenize "$scratch/demo.gguf" --file "$scratch/sentence" --added
 expect_code "tokenize with a GGUF" 0
 cmp -s "$out" "$scratch/tokens"
 report "tokenize: the same tokens from a GGUF" $?
+run run "$demo" -p "Once upon a time" -n 8 --temp 0 --device cpu
+cp "$out" "$scratch/story"
+run run "$scratch/demo.gguf" -p "Once upon a time" -n 8 --temp 0 --device cpu
+expect_code "run a GGUF" 0
+cmp -s "$out" "$scratch/story" && [ -s "$scratch/story" ]
+report "run: the same story from a GGUF" $?
 run tokenize "$scratch/half.gguf" -p "a"
 expect_error "tokenize with a GGUF without a tokenizer" 1 "half.gguf" "no tokenizer"
 head -c 100000 "$scratch/demo.gguf" >"$scratch/cut.gguf"
