@@ -139,11 +139,11 @@ ful_result gguf_locate(const ful_alloc *a, const char *path, char **out)
 {
     *out = NULL;
     if (!path_is_dir(path)) {
-        if (text_ends_with(path, ".gguf")) {
-            *out = mem_strdup(a, path);
-            return *out ? FUL_OK : mem_fail(strlen(path), "a file's path");
-        }
-        return FUL_OK;
+        uint32_t number, count;
+        if (!text_ends_with(path, ".gguf"))
+            return FUL_OK;
+        *out = part_name(path, &number, &count) ? part_path(a, path, 1) : mem_strdup(a, path);
+        return *out ? FUL_OK : mem_fail(strlen(path), "a file's path");
     }
     folder_search s = {.alloc = a};
     TRY(path_each_name(path, folder_look, &s));

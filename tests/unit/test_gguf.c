@@ -455,6 +455,12 @@ static void test_split(void **state)
         assert_non_null(strstr(gguf_keys_path(tensor_file_keys(file)), "m-00001-of"));
         tensor_file_close(&file);
     }
+    for (size_t i = 0; i < 3; i++) {
+        char *found;
+        assert_int_equal(gguf_locate(NULL, scratch_path(ways[i]), &found), FUL_OK);
+        assert_string_equal(found, scratch_path("split/m-00001-of-00003.gguf"));
+        mem_free(NULL, found);
+    }
     part_write("split/m-00001-of-00003.gguf", 0, 3, NULL, 3);
     split_refused("split", FUL_ERR_FORMAT, TEXTS("split.tensors.count", "= 3", "2 tensors"));
     parts_write();
