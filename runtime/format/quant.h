@@ -1,0 +1,37 @@
+/* Rows of blocks: decoding, encoding, and the planes that devices read (base/types.h).
+ *
+ * `cols` is a multiple of the type's block in every call; rows of files and of devices may lie at
+ * any address. Nothing here allocates. */
+#ifndef FULGUR_FORMAT_QUANT_H
+#define FULGUR_FORMAT_QUANT_H
+
+#include "base/types.h"
+
+/* Exact but for the rounding of a minimum's subtraction. A scale that is no number gives rows of
+ * NaN or infinity, as the formats say. */
+void quant_decode(ful_type type, const void *file_row, uint64_t cols, float *out);
+void quant_decode_device(ful_type type, const void *device_row, uint64_t cols, float *out);
+
+/* Between a file's row and a device's, of type_device_row_bytes; the padding of planes becomes
+ * zero. Codes are those of the file: q4_0 stands for code - 8, q5_0 for code - 16, q3_k for code -
+ * 4 (scales less 32), q6_k for code - 32. */
+void quant_to_device(ful_type type, const void *file_row, uint64_t cols, void *device_row);
+void quant_from_device(ful_type type, const void *device_row, uint64_t cols, void *file_row);
+
+/* The row's blocks with the least sum of squared errors that a search finds, each error weighted by
+ * its column's importance; NULL: all alike. q8_0 has no search: its bits are the published ones.
+ * Values must be finite; what passes the largest fp16 scale is cut off. */
+void quant_encode(ful_type type, const float *row, uint64_t cols, const float *importance,
+                  void *file_row);
+
+/* The first element of `row` that the type can't hold (not finite, or beyond 65504 where scales are
+ * fp16), or cols. */
+uint64_t quant_find_unfit(ful_type type, const float *row, uint64_t cols);
+
+/* ---- of any type: floats, too ---- */
+
+void row_to_floats(ful_type type, const void *file_row, uint64_t cols, float *out);
+void row_from_floats(ful_type type, const float *row, uint64_t cols, const float *importance,
+                     void *file_row);
+
+#endif
