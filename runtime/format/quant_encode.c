@@ -34,19 +34,28 @@ static float largest(const float *x)
     return most;
 }
 
+/* The half next in size; subnormal ones lie far apart, so that the nearest need not be the best. */
+static uint16_t half_next(uint16_t half, int step)
+{
+    const int size = (half & 0x7fff) + step;
+    return size < 0 || size >= 0x7c00 ? half : (uint16_t)((half & 0x8000) | size);
+}
+
 /* q4_0, q5_0: the scale found, or where rounding to fp16 made it worse, the one that maps the
  * largest to the lowest code. */
 static void search_plain(float lo, const float *x, const float *w, quant_block *b)
 {
     const float hi = -lo - 1;
-    float candidates[2] = {quant_fit_scale(32, x, w, lo, hi), largest(x) / lo};
+    const uint16_t found = quant_half_scale(quant_fit_scale(32, x, w, lo, hi));
+    const uint16_t candidates[4] = {found, half_next(found, -1), half_next(found, 1),
+                                    quant_half_scale(largest(x) / lo)};
     float best_error = INFINITY;
-    for (unsigned i = 0; i < 2; i++) {
-        uint16_t half = quant_half(candidates[i]);
-        float error = quant_line_error(32, x, w, (quant_line){half_to_float(half), 0}, lo, hi);
+    for (unsigned i = 0; i < 4; i++) {
+        float error =
+            quant_line_error(32, x, w, (quant_line){half_to_float(candidates[i]), 0}, lo, hi);
         if (error < best_error) {
             best_error = error;
-            b->d = half;
+            b->d = candidates[i];
         }
     }
     quant_line_codes(32, x, (quant_line){half_to_float(b->d), 0}, lo, hi, (int)-lo, b->codes);
@@ -69,7 +78,7 @@ static void search_minimum(float top, const float *x, const float *w, quant_bloc
     if (s.qq > 0)
         candidates[2].d = (float)((s.xq - (double)candidates[2].m * s.q) / s.qq);
     for (unsigned i = 0; i < 3; i++) {
-        uint16_t d = quant_half(candidates[i].d), m = quant_half(candidates[i].m);
+        uint16_t d = quant_half_scale(candidates[i].d), m = quant_half(candidates[i].m);
         quant_line line = {half_to_float(d), half_to_float(m)};
         float error = quant_line_error(32, x, w, line, 0, top);
         if (error < best_error) {
@@ -106,6 +115,16 @@ static float table_gain(const float *x, const float *w, float inv, const float m
     return xv * *d;
 }
 
+static float table_error(const float *x, const float *w, float d, const float middles[15])
+{
+    float sum = 0;
+    for (unsigned i = 0; i < 32; i++) {
+        float e = x[i] - (d != 0 ? d * quant_iq4_nl_values[nearest(middles, x[i] / d)] : 0);
+        sum += w[i] * e * e;
+    }
+    return sum;
+}
+
 static void search_iq4_nl(const float *x, const float *w, quant_block *b)
 {
     enum { REFINEMENTS = 4 };
@@ -131,7 +150,18 @@ static void search_iq4_nl(const float *x, const float *w, quant_block *b)
             best = d;
         }
     }
-    b->d = quant_half(best);
+    const uint16_t found = quant_half_scale(best);
+    float best_error = INFINITY;
+    /* Subnormal, the other sign may do better than the fit knows. */
+    const unsigned candidates = (found & 0x7fffu) < 0x400 ? 6 : 3;
+    for (unsigned i = 0; i < candidates; i++) {
+        const uint16_t half = (uint16_t)(half_next(found, (int)(i % 3) - 1) ^ (i < 3 ? 0 : 0x8000));
+        float error = table_error(x, w, half_to_float(half), middles);
+        if (error < best_error) {
+            best_error = error;
+            b->d = half;
+        }
+    }
     d = half_to_float(b->d);
     for (unsigned i = 0; i < 32; i++)
         b->codes[i] = (uint8_t)(d != 0 ? nearest(middles, x[i] / d) : 8);

@@ -57,6 +57,18 @@ static void lines_choose(const lines_shape *shape, const float *x, const float *
                 }
             }
         }
+        /* Without a scale, the minimum is the mean. */
+        if (scale <= 1 && m > 0) {
+            quant_sums t = quant_line_sums(n, x + i * n, w + i * n, (quant_line){0, 0}, 0, 0);
+            int b = within((float)(-t.x / t.w) / m, 0, shape->most);
+            quant_line line = {0, -(m * (float)b)};
+            float error = quant_line_error(n, x + i * n, w + i * n, line, 0, shape->top);
+            if (error < best) {
+                best = error;
+                s->scales[i] = 0;
+                s->mins[i] = (uint8_t)b;
+            }
+        }
         s->error += best;
     }
 }
@@ -104,8 +116,8 @@ static void search_lines(const lines_shape *shape, const float *x, const float *
     lines_state best = {.error = INFINITY};
     for (int t = 0; t < tries * tries; t++) {
         lines_state s = {0};
-        s.d = quant_half(most_d / ((float)shape->most + 1.25f * (float)(t % tries)));
-        s.m = quant_half(most_m / ((float)shape->most + 1.25f * (float)(t / tries)));
+        s.d = quant_half_scale(most_d / ((float)shape->most + 1.25f * (float)(t % tries)));
+        s.m = quant_half_scale(most_m / ((float)shape->most + 1.25f * (float)(t / tries)));
         lines_choose(shape, x, w, fits, &s);
         if (s.error < best.error)
             best = s;
@@ -115,8 +127,8 @@ static void search_lines(const lines_shape *shape, const float *x, const float *
         float d, m;
         if (!lines_refit(shape, x, w, &best, &d, &m))
             break;
-        s.d = quant_half(d);
-        s.m = quant_half(m);
+        s.d = quant_half_scale(d);
+        s.m = quant_half_scale(m);
         lines_choose(shape, x, w, fits, &s);
         if (!(s.error < best.error))
             break;
@@ -178,7 +190,7 @@ static void search_scales(const scales_shape *shape, const float *x, const float
     scales_state best = {.error = INFINITY};
     for (int t = 0; t < 2; t++) {
         scales_state s = {0};
-        s.d = quant_half(most / (float)(t == 0 ? shape->least : -shape->least - 1));
+        s.d = quant_half_scale(most / (float)(t == 0 ? shape->least : -shape->least - 1));
         scales_choose(shape, x, w, fits, &s);
         if (s.error < best.error)
             best = s;
@@ -195,7 +207,7 @@ static void search_scales(const scales_shape *shape, const float *x, const float
         if (!(aa > 0))
             break;
         scales_state s = best;
-        s.d = quant_half((float)(xa / aa));
+        s.d = quant_half_scale((float)(xa / aa));
         scales_choose(shape, x, w, fits, &s);
         if (!(s.error < best.error))
             break;

@@ -12,6 +12,12 @@ uint16_t quant_half(float f)
     return float_to_half(f > most ? most : f < -most ? -most : f);
 }
 
+uint16_t quant_half_scale(float f)
+{
+    uint16_t half = quant_half(f);
+    return (uint16_t)(f != 0 && (half & 0x7fffu) == 0 ? half | 1u : half);
+}
+
 static float lanes_sum(const float lanes[LANES])
 {
     return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) +

@@ -39,5 +39,7 @@ void quant_line_codes(unsigned n, const float *x, quant_line line, float lo, flo
 
 /* fp16 nearest to f, never infinite. */
 uint16_t quant_half(float f);
+/* The same, and not 0 where f is not: codes of a scale too large are better than none. */
+uint16_t quant_half_scale(float f);
 
 #endif
