@@ -24,8 +24,6 @@ void quant_block_write(ful_type type, const quant_block *block, uint8_t *file);
 /* Of a row on the device, whose block `index` it is. */
 void quant_block_read_device(ful_type type, const uint8_t *row, const type_planes *planes,
                              uint64_t index, quant_block *out);
-void quant_block_write_device(ful_type type, const quant_block *block, uint8_t *row,
-                              const type_planes *planes, uint64_t index);
 void quant_block_decode(ful_type type, const quant_block *block, float *out);
 
 /* The search: one block of 32, or of 256 elements; w: an importance for each, none below 0. */

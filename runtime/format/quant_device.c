@@ -75,12 +75,6 @@ static uint64_t bits_spread(uint32_t nibble)
     return (x | x << 15) & 0x0001000100010001u;
 }
 
-static void put_nibbles(const uint8_t *codes, unsigned count, uint8_t *plane)
-{
-    for (unsigned i = 0; i < count; i += 8)
-        word_put(plane + i / 2, nibbles_of(eight_get(codes + i)));
-}
-
 static void get_nibbles(const uint8_t *plane, unsigned count, uint8_t *codes)
 {
     for (unsigned i = 0; i < count; i += 8) {
@@ -89,14 +83,7 @@ static void get_nibbles(const uint8_t *plane, unsigned count, uint8_t *codes)
     }
 }
 
-/* Of the codes' bits from `at` on. */
-static void put_pairs(const uint8_t *codes, unsigned count, unsigned at, uint8_t *plane)
-{
-    for (unsigned i = 0; i < count; i += 16)
-        word_put(plane + i / 4, pairs_of(eight_get(codes + i) >> at) |
-                                    pairs_of(eight_get(codes + i + 8) >> at) << 8);
-}
-
+/* Into the codes' bits from `at` on. */
 static void get_pairs(const uint8_t *plane, unsigned count, unsigned at, uint8_t *codes)
 {
     for (unsigned i = 0; i < count; i += 8) {
@@ -105,81 +92,11 @@ static void get_pairs(const uint8_t *plane, unsigned count, unsigned at, uint8_t
     }
 }
 
-static void put_bits(const uint8_t *codes, unsigned count, unsigned at, uint8_t *plane)
-{
-    for (unsigned i = 0; i < count; i += 32) {
-        uint32_t w = 0;
-        for (unsigned k = 0; k < 4; k++)
-            w |= bits_of(eight_get(codes + i + 8 * k) >> at) << 4 * k;
-        word_put(plane + i / 8, w);
-    }
-}
-
 static void get_bits(const uint8_t *plane, unsigned count, unsigned at, uint8_t *codes)
 {
     for (unsigned i = 0; i < count; i += 8) {
         uint32_t w = word_get(plane + i / 32 * 4) >> (i % 32 / 2);
         eight_or(codes + i, (bits_spread(w & 15) | bits_spread(w >> 16 & 15) << 8) << at);
-    }
-}
-
-static void put_scales(ful_type type, const quant_block *b, uint8_t *plane, uint64_t index)
-{
-    switch (type) {
-    case FUL_TYPE_Q8_0:
-    case FUL_TYPE_Q4_0:
-    case FUL_TYPE_Q5_0:
-    case FUL_TYPE_IQ4_NL:
-        memcpy(plane + 2 * index, &b->d, 2);
-        break;
-    case FUL_TYPE_Q4_1:
-    case FUL_TYPE_Q5_1:
-        word_put(plane + 4 * index, b->d | (uint32_t)b->m << 16);
-        break;
-    case FUL_TYPE_MXFP4:
-        plane[index] = b->scales[0];
-        break;
-    case FUL_TYPE_Q2_K:
-        plane += 20 * index;
-        word_put(plane, b->d | (uint32_t)b->m << 16);
-        for (unsigned i = 0; i < 16; i++)
-            plane[4 + i] = (uint8_t)(b->scales[i] | b->mins[i] << 4);
-        break;
-    case FUL_TYPE_Q3_K: {
-        uint32_t low[2] = {0, 0}, high = 0;
-        for (unsigned i = 0; i < 16; i++) {
-            low[i / 8] |= (b->scales[i] & 15u) << 4 * (i % 8);
-            high |= (b->scales[i] >> 4 & 3u) << 2 * i;
-        }
-        plane += 16 * index;
-        word_put(plane, b->d);
-        word_put(plane + 4, low[0]);
-        word_put(plane + 8, low[1]);
-        word_put(plane + 12, high);
-        break;
-    }
-    case FUL_TYPE_Q4_K:
-    case FUL_TYPE_Q5_K: {
-        uint32_t scales = 0, mins = 0, high = 0;
-        for (unsigned i = 0; i < 8; i++) {
-            scales |= (b->scales[i] & 15u) << 4 * i;
-            mins |= (b->mins[i] & 15u) << 4 * i;
-            high |= (b->scales[i] >> 4 & 3u) << 2 * i | (b->mins[i] >> 4 & 3u) << (16 + 2 * i);
-        }
-        plane += 16 * index;
-        word_put(plane, b->d | (uint32_t)b->m << 16);
-        word_put(plane + 4, scales);
-        word_put(plane + 8, mins);
-        word_put(plane + 12, high);
-        break;
-    }
-    case FUL_TYPE_Q6_K:
-        plane += 20 * index;
-        word_put(plane, b->d);
-        memcpy(plane + 4, b->scales, 16);
-        break;
-    default:
-        break;
     }
 }
 
@@ -246,27 +163,6 @@ static void code_bits(ful_type type, unsigned *low, unsigned *high)
     *high = t->high / 32u;
 }
 
-void quant_block_write_device(ful_type type, const quant_block *b, uint8_t *row,
-                              const type_planes *planes, uint64_t index)
-{
-    const unsigned count = type_get(type)->block_elements;
-    unsigned low, high;
-    code_bits(type, &low, &high);
-    uint8_t *at = row + index * count * low / 8;
-    if (low == 8)
-        memcpy(at, b->codes, count);
-    else if (low == 4)
-        put_nibbles(b->codes, count, at);
-    else
-        put_pairs(b->codes, count, 0, at);
-    at = row + planes->high + index * count * high / 8;
-    if (high == 1)
-        put_bits(b->codes, count, low, at);
-    else if (high == 2)
-        put_pairs(b->codes, count, low, at);
-    put_scales(type, b, row + planes->scales, index);
-}
-
 void quant_block_read_device(ful_type type, const uint8_t *row, const type_planes *planes,
                              uint64_t index, quant_block *b)
 {
@@ -299,17 +195,184 @@ static void padding_clear(ful_type type, uint64_t cols, const type_planes *plane
     memset(row + scales, 0, (size_t)(planes->bytes - scales));
 }
 
-void quant_to_device(ful_type type, const void *file_row, uint64_t cols, void *device_row)
+/* ---- from files, straight into the planes: loading waits for this ---- */
+
+/* A span's bytes hold its elements in the low four bits and those of the next span in the high. */
+static uint8_t *nibbles_move(const uint8_t *file, unsigned bytes, unsigned span, uint8_t *plane)
+{
+    for (unsigned base = 0; base < bytes; base += span) {
+        for (unsigned shift = 0; shift < 8; shift += 4) {
+            for (unsigned i = 0; i < span; i += 8, plane += 4)
+                word_put(plane, nibbles_of(eight_get(file + base + i) >> shift));
+        }
+    }
+    return plane;
+}
+
+static void pairs_move(const uint8_t *file, uint8_t *plane)
+{
+    for (unsigned base = 0; base < 64; base += 32) {
+        for (unsigned shift = 0; shift < 8; shift += 2) {
+            for (unsigned i = 0; i < 32; i += 16, plane += 4)
+                word_put(plane, pairs_of(eight_get(file + base + i) >> shift) |
+                                    pairs_of(eight_get(file + base + i + 8) >> shift) << 8);
+        }
+    }
+}
+
+static void bits_move(const uint8_t *file, uint8_t *plane)
+{
+    for (unsigned shift = 0; shift < 8; shift++, plane += 4) {
+        uint32_t w = 0;
+        for (unsigned k = 0; k < 4; k++)
+            w |= bits_of(eight_get(file + 8 * k) >> shift) << 4 * k;
+        word_put(plane, w);
+    }
+}
+
+/* Even bits into the low half, odd ones into the high. */
+static uint32_t halves_of(uint32_t w)
+{
+    uint32_t t = (w ^ w >> 1) & 0x22222222u;
+    w ^= t ^ t << 1;
+    t = (w ^ w >> 2) & 0x0c0c0c0cu;
+    w ^= t ^ t << 2;
+    t = (w ^ w >> 4) & 0x00f000f0u;
+    w ^= t ^ t << 4;
+    t = (w ^ w >> 8) & 0x0000ff00u;
+    return w ^ t ^ t << 8;
+}
+
+/* The low four, or two, bits of four bytes side by side. */
+static uint32_t four_nibbles(uint32_t w)
+{
+    w &= 0x0f0f0f0fu;
+    w = (w | w >> 4) & 0x00ff00ffu;
+    return (w | w >> 8) & 0xffff;
+}
+
+static uint32_t four_pairs(uint32_t w)
+{
+    return (uint32_t)(((w & 0x03030303u) * UINT64_C(0x01041040)) >> 24) & 0xff;
+}
+
+static void scales_k4_move(const uint8_t *file, uint8_t *plane)
+{
+    const uint32_t scales = word_get(file), mins = word_get(file + 4), last = word_get(file + 8);
+    word_put(plane, four_nibbles(scales) | four_nibbles(last) << 16);
+    word_put(plane + 4, four_nibbles(mins) | four_nibbles(last >> 4) << 16);
+    word_put(plane + 8, four_pairs(scales >> 4) | four_pairs(scales >> 6) << 8 |
+                            four_pairs(mins >> 4) << 16 | four_pairs(mins >> 6) << 24);
+}
+
+static void scales_k3_move(const uint8_t *file, uint8_t *plane)
+{
+    const uint32_t a = word_get(file), b = word_get(file + 4), high = word_get(file + 8);
+    word_put(plane, four_nibbles(a) | four_nibbles(b) << 16);
+    word_put(plane + 4, four_nibbles(a >> 4) | four_nibbles(b >> 4) << 16);
+    word_put(plane + 8, four_pairs(high) | four_pairs(high >> 2) << 8 |
+                            four_pairs(high >> 4) << 16 | four_pairs(high >> 6) << 24);
+}
+
+static uint32_t half_get(const uint8_t *file)
+{
+    return file[0] | (uint32_t)file[1] << 8;
+}
+
+typedef struct planes_at {
+    uint8_t *low, *high, *scales;
+} planes_at;
+
+/* Blocks of 32 with codes of four bits, or five: scales, fifth bits, the rest. Inlined, so that the
+ * sizes are constants. */
+static inline void row_of_32(const uint8_t *file, uint64_t blocks, unsigned scale_bytes,
+                             unsigned high_bytes, planes_at to)
+{
+    const unsigned bytes = scale_bytes + high_bytes + 16;
+    for (uint64_t i = 0; i < blocks; i++, file += bytes, to.scales += scale_bytes) {
+        memcpy(to.scales, file, scale_bytes);
+        if (high_bytes) {
+            word_put(to.high, halves_of(word_get(file + scale_bytes)));
+            to.high += 4;
+        }
+        to.low = nibbles_move(file + scale_bytes + high_bytes, 16, 16, to.low);
+    }
+}
+
+static void row_q8_0(const uint8_t *file, uint64_t blocks, planes_at to)
+{
+    for (uint64_t i = 0; i < blocks; i++, file += 34, to.low += 32, to.scales += 2) {
+        memcpy(to.scales, file, 2);
+        memcpy(to.low, file + 2, 32);
+    }
+}
+
+static void row_of_256(ful_type type, const uint8_t *file, uint64_t blocks, planes_at to)
 {
     const type_traits *t = type_get(type);
-    const type_planes planes = type_device_planes(type, cols);
-    const uint8_t *from = file_row;
-    quant_block b;
-    for (uint64_t i = 0; i < cols / t->block_elements; i++) {
-        quant_block_read(type, from + i * t->block_bytes, &b);
-        quant_block_write_device(type, &b, device_row, &planes, i);
+    for (uint64_t i = 0; i < blocks; i++) {
+        switch (type) {
+        case FUL_TYPE_Q2_K:
+            memcpy(to.scales, file + 80, 4);
+            memcpy(to.scales + 4, file, 16);
+            pairs_move(file + 16, to.low);
+            break;
+        case FUL_TYPE_Q3_K:
+            word_put(to.scales, half_get(file + 108));
+            scales_k3_move(file + 96, to.scales + 4);
+            pairs_move(file + 32, to.low);
+            bits_move(file, to.high);
+            break;
+        case FUL_TYPE_Q6_K:
+            word_put(to.scales, half_get(file + 208));
+            memcpy(to.scales + 4, file + 192, 16);
+            nibbles_move(file, 128, 64, to.low);
+            pairs_move(file + 128, to.high);
+            break;
+        default: /* q4_k, q5_k */
+            memcpy(to.scales, file, 4);
+            scales_k4_move(file + 4, to.scales + 4);
+            nibbles_move(file + t->block_bytes - 128, 128, 32, to.low);
+            if (t->high)
+                bits_move(file + 16, to.high);
+        }
+        file += t->block_bytes;
+        to.low += t->low;
+        to.high += t->high;
+        to.scales += t->scales;
     }
-    padding_clear(type, cols, &planes, device_row);
+}
+
+void quant_to_device(ful_type type, const void *file_row, uint64_t cols, void *device_row)
+{
+    const type_planes planes = type_device_planes(type, cols);
+    uint8_t *row = device_row;
+    const planes_at to = {row, row + planes.high, row + planes.scales};
+    const uint64_t blocks = cols / type_get(type)->block_elements;
+    switch (type) {
+    case FUL_TYPE_Q8_0:
+        row_q8_0(file_row, blocks, to);
+        break;
+    case FUL_TYPE_Q4_0:
+    case FUL_TYPE_IQ4_NL:
+        row_of_32(file_row, blocks, 2, 0, to);
+        break;
+    case FUL_TYPE_Q4_1:
+        row_of_32(file_row, blocks, 4, 0, to);
+        break;
+    case FUL_TYPE_Q5_0:
+        row_of_32(file_row, blocks, 2, 4, to);
+        break;
+    case FUL_TYPE_Q5_1:
+        row_of_32(file_row, blocks, 4, 4, to);
+        break;
+    case FUL_TYPE_MXFP4:
+        row_of_32(file_row, blocks, 1, 0, to);
+        break;
+    default:
+        row_of_256(type, file_row, blocks, to);
+    }
+    padding_clear(type, cols, &planes, row);
 }
 
 void quant_from_device(ful_type type, const void *device_row, uint64_t cols, void *file_row)

@@ -40,7 +40,7 @@ static unsigned pair(const uint8_t *at, unsigned e)
 
 static unsigned k_scale(const uint8_t *s, unsigned i)
 {
-    return i < 4 ? s[i] & 63u : (s[i + 4] & 15u) | (s[i - 4] >> 6 << 4);
+    return i < 4 ? s[i] & 63u : (s[i + 4] & 15u) | (unsigned)(s[i - 4] >> 6) << 4;
 }
 
 static unsigned k_minimum(const uint8_t *s, unsigned i)
