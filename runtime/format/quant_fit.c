@@ -1,6 +1,7 @@
 #include "format/quant_fit.h"
 
 #include <math.h>
+#include <stdbool.h>
 
 #include "format/tensors.h"
 
@@ -54,15 +55,20 @@ static float scale_gain(unsigned n, const float *x, const float *w, float inv, f
 float quant_fit_scale(unsigned n, const float *x, const float *w, float lo, float hi)
 {
     float most = 0;
-    for (unsigned i = 0; i < n; i++)
+    bool uneven = false;
+    for (unsigned i = 0; i < n; i++) {
         most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+        uneven |= w[i] != w[0];
+    }
     if (!(most >= 0x1p-60f))
         return 0;
-    /* From codes that leave room to codes that cut the largest off, in quarters of a code. */
+    /* From codes that leave room to codes that cut the largest off, in quarters of a code; far on,
+     * in halves, where the largest may matter little. */
     const float first = -lo > 8 ? -lo - 2 : 0.75f * -lo, last = -lo > 8 ? -lo + 2 : 1.3f * -lo;
+    const float far = !uneven ? last : -lo > 8 ? -lo + 10 : 2.2f * -lo;
     float best = 0, best_gain = -1;
     for (int sign = -1; sign <= 1; sign += 2) {
-        for (float reach = first; reach <= last; reach += 0.25f) {
+        for (float reach = first; reach <= far; reach += reach < last ? 0.25f : 0.5f) {
             float d = 0, gain = scale_gain(n, x, w, (float)sign * reach / most, lo, hi, &d);
             if (gain > best_gain) {
                 best_gain = gain;

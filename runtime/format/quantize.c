@@ -124,7 +124,8 @@ ful_result tensor_quantize(const ful_alloc *a, team *t, const quantize_params *p
         *error = (quantize_error){0, 0};
     if (params->rows == 0)
         return FUL_OK;
-    uint64_t most_rows = PART_BYTES / p.to_bytes, bytes = 0;
+    uint64_t bytes = 0;
+    uint64_t most_rows = (params->part_bytes ? params->part_bytes : PART_BYTES) / p.to_bytes;
     most_rows = most_rows < 1 ? 1 : most_rows > params->rows ? params->rows : most_rows;
     const size_t threads = team_size(t);
     if (!size_mul(2 * threads * sizeof(float), params->cols, &bytes) || bytes > SIZE_MAX)

@@ -384,6 +384,59 @@ static void errors_are_bounded(void **state)
     free(x);
 }
 
+/* Of every half that could be the scale, none does better by more than this: blocks of one scale.
+ */
+static void no_scale_is_much_better(void **state)
+{
+    (void)state;
+    enum { BLOCKS = 48 };
+    static const ful_type types[] = {FUL_TYPE_Q4_0, FUL_TYPE_Q5_0, FUL_TYPE_IQ4_NL};
+    rng r = rng_seed(8);
+    for (unsigned k = 0; k < sizeof types / sizeof types[0]; k++) {
+        /* What codes stand for, from decoding each with the scale 1. */
+        const unsigned codes = types[k] == FUL_TYPE_Q5_0 ? 32 : 16;
+        float levels[32];
+        uint8_t bytes[22] = {0x00, 0x3c};
+        for (unsigned i = 0; i < 16; i++)
+            bytes[(codes == 32 ? 6 : 2) + i] = (uint8_t)(codes == 32 ? i * 17 : i);
+        if (codes == 32)
+            memset(bytes + 4, 0xff, 2);
+        quant_decode(types[k], bytes, 32, levels);
+        double found = 0, best = 0;
+        for (unsigned b = 0; b < BLOCKS; b++) {
+            float x[32], y[32], w[32], most = 0;
+            for (unsigned i = 0; i < 32; i++) {
+                x[i] = (float)(rng_normal(&r) * (b % 3 == 2 ? exp(rng_normal(&r)) : 1));
+                w[i] = b % 2 ? (float)pow(rng_normal(&r), 2) + 0.01f : 1;
+                most = fmaxf(most, fabsf(x[i]));
+            }
+            quant_encode(types[k], x, 32, b % 2 ? w : NULL, bytes);
+            quant_decode(types[k], bytes, 32, y);
+            for (unsigned i = 0; i < 32; i++)
+                found += (double)w[i] * pow((double)x[i] - (double)y[i], 2) / (double)(most * most);
+            const float size = codes == 32 ? 16 : types[k] == FUL_TYPE_Q4_0 ? 8 : 127;
+            double least = INFINITY;
+            for (uint16_t half = float_to_half(0.4f * most / size);
+                 half < float_to_half(1.6f * most / size); half = (uint16_t)(half + 4)) {
+                for (int sign = -1; sign <= 1; sign += 2) {
+                    double sum = 0;
+                    for (unsigned i = 0; i < 32 && sum < least; i++) {
+                        double e = INFINITY, d = sign * (double)half_to_float(half);
+                        for (unsigned c = 0; c < codes; c++)
+                            e = fmin(e, fabs((double)x[i] - d * (double)levels[c]));
+                        sum += (double)w[i] * e * e;
+                    }
+                    least = fmin(least, sum);
+                }
+            }
+            best += least / (double)(most * most);
+        }
+        print_message("%-7s %.5f of the best error\n", ful_type_name(types[k]), found / best);
+        assert_true(found < best * 1.01);
+        assert_true(found > best * 0.99);
+    }
+}
+
 /* Whole codes with a scale that a half holds come back exactly, whatever the type. */
 static void what_fits_comes_back(void **state)
 {
@@ -541,8 +594,9 @@ static void tensors_are_quantised_on_threads(void **state)
         for (unsigned k = 0; k < sizeof types / sizeof types[0]; k++) {
             const size_t bytes = (size_t)type_row_bytes(types[k], COLS);
             sink s = {malloc(ROWS * bytes), 0, ROWS * bytes, 0, FUL_OK};
-            quantize_params p = {"some.weight", FUL_TYPE_BF16, types[k],   data,
-                                 ROWS,          COLS,          importance, PER};
+            quantize_params p = {"some.weight", FUL_TYPE_BF16, types[k],
+                                 data,          ROWS,          COLS,
+                                 importance,    PER,           k % 2 ? 0 : 7 * bytes};
             quantize_error error;
             assert_int_equal(tensor_quantize(NULL, t, &p, sink_write, &s, &error), FUL_OK);
             assert_int_equal(s.count, s.room);
@@ -641,6 +695,7 @@ int main(void)
         cmocka_unit_test(decoding_is_the_definition),
         cmocka_unit_test(device_rows_hold_what_files_do),
         cmocka_unit_test(errors_are_bounded),
+        cmocka_unit_test(no_scale_is_much_better),
         cmocka_unit_test(what_fits_comes_back),
         cmocka_unit_test(edges_are_coded),
         cmocka_unit_test(unfit_values_are_found),
