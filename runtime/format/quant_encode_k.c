@@ -8,7 +8,7 @@
 #include "format/quant_fit.h"
 #include "format/tensors.h"
 
-enum { ROUNDS = 3 };
+enum { ROUNDS = 3, TRIES = 8 };
 
 static int within(float v, int lo, int hi)
 {
@@ -111,13 +111,18 @@ static void search_lines(const lines_shape *shape, const float *x, const float *
         most_d = fits[i].d > most_d ? fits[i].d : most_d;
         most_m = -fits[i].m > most_m ? -fits[i].m : most_m;
     }
-    /* Where scales are few, cutting the largest off can be worth it. */
-    const int tries = shape->most > 15 ? 1 : 3;
+    /* Where scales are few, cutting the largest off can be worth it: first of scales, then, beside
+     * the best of these, of minima. */
+    const int tries = shape->most > 15 ? 1 : 6, both = shape->most > 15 ? 1 : 8;
     lines_state best = {.error = INFINITY};
-    for (int t = 0; t < tries * tries; t++) {
-        lines_state s = {0};
-        s.d = quant_half_scale(most_d / ((float)shape->most + 1.25f * (float)(t % tries)));
-        s.m = quant_half_scale(most_m / ((float)shape->most + 1.25f * (float)(t / tries)));
+    for (int t = 0; t < both; t++) {
+        lines_state s = best;
+        if (t < tries) {
+            s.d = quant_half_scale(most_d / ((float)shape->most + 0.6f * (float)t));
+            s.m = quant_half_scale(most_m / (float)shape->most);
+        } else {
+            s.m = quant_half_scale(most_m / ((float)shape->most + 1.25f * (float)(t - tries + 1)));
+        }
         lines_choose(shape, x, w, fits, &s);
         if (s.error < best.error)
             best = s;
@@ -188,9 +193,12 @@ static void search_scales(const scales_shape *shape, const float *x, const float
         most = fabsf(fits[i]) > fabsf(most) ? fits[i] : most;
     }
     scales_state best = {.error = INFINITY};
-    for (int t = 0; t < 2; t++) {
+    /* The largest at either end of the scales, or cut off a little: what is left between the steps
+     * of the others differs. */
+    for (int t = 0; t < TRIES; t++) {
         scales_state s = {0};
-        s.d = quant_half_scale(most / (float)(t == 0 ? shape->least : -shape->least - 1));
+        const float end = t % 2 ? (float)(-shape->least - 1) : (float)shape->least;
+        s.d = quant_half_scale(most / (end * (1 + 0.012f * (float)(t / 2))));
         scales_choose(shape, x, w, fits, &s);
         if (s.error < best.error)
             best = s;
