@@ -52,6 +52,14 @@ layout(set = 0, binding = 1) readonly buffer w1_block
 {
     uint w1[];
 };
+#if defined(WEIGHT_BLOCKS)
+layout(set = 0, binding = 1) readonly buffer w2_block
+{
+    uvec2 w2[];
+};
+#define BLOCK_TYPE_ID 6
+#include "inc/blocks.glsl"
+#endif
 layout(set = 0, binding = 2) writeonly buffer out_block
 {
     float result[];
@@ -86,6 +94,7 @@ float x_single(uint r, uint k)
     return uintBitsToFloat(x1[i]);
 }
 
+#if !defined(WEIGHT_BLOCKS)
 float w_single(uint n, uint k)
 {
     uint word = w1[n * p.w_stride * 4u + k / WEIGHTS_PER_WORD];
@@ -96,9 +105,13 @@ float w_single(uint n, uint k)
     return (k & 1u) == 0u ? pair.x : pair.y;
 #endif
 }
+#endif
 
 void main()
 {
+#if defined(WEIGHT_BLOCKS)
+    blocks_begin(p.cols);
+#endif
     uint line = gl_LocalInvocationID.x;
     uint r0 = row_group() * ROWS;
     uint rows = p.row_count;
@@ -130,6 +143,8 @@ void main()
 #if defined(WEIGHT_F32)
             low[c] = unpack_weights4(w4[base[c] + 2u * k]);
             high[c] = unpack_weights4(w4[base[c] + 2u * k + 1u]);
+#elif defined(WEIGHT_BLOCKS)
+            blocks8(base[c], k, low[c], high[c]);
 #else
             uvec4 words = w4[base[c] + k];
             low[c] = unpack_weights_low(words);
@@ -143,6 +158,7 @@ void main()
                 acc[r * COLS + c] += dot(low[c], u) + dot(high[c], v);
         }
     }
+#if !defined(WEIGHT_BLOCKS)
     for (uint k = chunks * 8u; k < p.cols; k++) {
         for (uint r = 0u; r < ROWS; r++) {
             float x = x_single(row[r], k);
@@ -150,6 +166,7 @@ void main()
                 acc[r * COLS + c] += x * w_single(min(n[c], p.w_rows - 1u), k);
         }
     }
+#endif
 
     for (uint r = 0u; r < ROWS; r++) {
         if (r0 + r >= rows)

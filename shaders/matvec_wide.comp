@@ -46,6 +46,9 @@ layout(constant_id = 9) const uint STAGED = 0; // cols, or 0: x is read where it
 #else
 layout(constant_id = 7) const uint X_HALF = 0;
 layout(constant_id = 8) const uint X_VEC = 1; // x_stride is a multiple of 4 (halves: 8)
+#if defined(WEIGHT_BLOCKS)
+layout(constant_id = 9) const uint STAGED = 0; // as above
+#endif
 #endif
 
 layout(push_constant) uniform push_block
@@ -82,6 +85,14 @@ layout(set = 0, binding = 1) readonly buffer w1_block
 {
     uint w1[];
 };
+#if defined(WEIGHT_BLOCKS)
+layout(set = 0, binding = 1) readonly buffer w2_block
+{
+    uvec2 w2[];
+};
+#define BLOCK_TYPE_ID 10
+#include "inc/blocks.glsl"
+#endif
 layout(set = 0, binding = 2) writeonly buffer out_block
 {
     float result[];
@@ -110,10 +121,19 @@ const uint LINES = WG / LANES;
 #if defined(NORM)
 const uint VALS = ROWS * COLS + ROWS; // the sums of squares behind the products
 float squares[ROWS];
-shared vec4 staged[STAGED != 0u ? STAGED / 4u : 1u];
 shared float stage_sums[STAGED != 0u ? WG / GROUP : 1u];
 #else
 const uint VALS = ROWS * COLS;
+#endif
+#if defined(NORM) || defined(WEIGHT_BLOCKS)
+shared vec4 staged[STAGED != 0u ? STAGED / 4u : 1u];
+
+// Where quad i of x is staged, so that neighbours, who have neighbouring chunks, read neighbouring words.
+uint stage_at(uint i)
+{
+    const uint quads = WEIGHT_CHUNK / 4u;
+    return i % quads * (STAGED / WEIGHT_CHUNK) + i / quads;
+}
 #endif
 uint row[ROWS];
 
@@ -141,8 +161,8 @@ vec4 factor_at(uint r, uint i)
 void x_chunk(uint r, uint k, out vec4 low, out vec4 high)
 {
     if (STAGED != 0u) {
-        low = staged[k];
-        high = staged[STAGED / 8u + k];
+        low = staged[stage_at(2u * k)];
+        high = staged[stage_at(2u * k + 1u)];
         return;
     }
     low = input_at(row[r], 2u * k);
@@ -152,14 +172,14 @@ void x_chunk(uint r, uint k, out vec4 low, out vec4 high)
     high *= factor_at(row[r], 2u * k + 1u);
 }
 
-// Fills `staged`, even and odd quarters apart so that neighbours read neighbouring words.
+// Fills `staged`.
 void stage(uint t)
 {
     float sum = 0.0;
     for (uint i = t; i < p.cols / 4u; i += WG) {
         vec4 x = input_at(row[0], i);
         sum += dot(x, x);
-        staged[(i & 1u) * (STAGED / 8u) + i / 2u] = x * factor_at(row[0], i);
+        staged[stage_at(i)] = x * factor_at(row[0], i);
     }
     uint count = WG;
 #if defined(SUBGROUP)
@@ -185,7 +205,7 @@ vec4 x_at(uint r, uint k)
     return uintBitsToFloat(uvec4(x1[i], x1[i + 1u], x1[i + 2u], x1[i + 3u]));
 }
 
-void x_chunk(uint r, uint k, out vec4 low, out vec4 high)
+void x_load(uint r, uint k, out vec4 low, out vec4 high)
 {
     if (X_HALF != 0u) {
         uvec4 w = x4[(row[r] * p.x_stride) / 8u + k];
@@ -197,6 +217,31 @@ void x_chunk(uint r, uint k, out vec4 low, out vec4 high)
     }
 }
 
+void x_chunk(uint r, uint k, out vec4 low, out vec4 high)
+{
+#if defined(WEIGHT_BLOCKS)
+    if (STAGED != 0u) {
+        low = staged[stage_at(2u * k)];
+        high = staged[stage_at(2u * k + 1u)];
+        return;
+    }
+#endif
+    x_load(r, k, low, high);
+}
+
+#if defined(WEIGHT_BLOCKS)
+void stage(uint t)
+{
+    for (uint k = t; k < p.cols / 8u; k += WG) {
+        vec4 low, high;
+        x_load(0u, k, low, high);
+        staged[stage_at(2u * k)] = low;
+        staged[stage_at(2u * k + 1u)] = high;
+    }
+    barrier();
+}
+#endif
+
 float x_single(uint r, uint k)
 {
     uint i = r * p.x_stride + k;
@@ -207,6 +252,7 @@ float x_single(uint r, uint k)
     return uintBitsToFloat(x1[i]);
 }
 
+#if !defined(WEIGHT_BLOCKS)
 float w_single(uint base, uint k)
 {
     uint word = w1[base * 4u + k / WEIGHTS_PER_WORD];
@@ -217,6 +263,7 @@ float w_single(uint base, uint k)
     return (k & 1u) == 0u ? pair.x : pair.y;
 #endif
 }
+#endif
 #endif
 
 #include "inc/rowdot.glsl"
@@ -287,6 +334,9 @@ void tiles_dot(uint lane, uint t)
 
 void main()
 {
+#if defined(WEIGHT_BLOCKS)
+    blocks_begin(p.cols);
+#endif
     uint t = lane_thread();
     uint lane = t % LANES;
     uint line = t / LANES;
@@ -313,18 +363,20 @@ void main()
     if (p.cols >= 8u)
         tiles_dot(lane, t);
 #else
-    rows_load(0u, lane, LANES, p.cols / 8u);
+    rows_load(0u, lane, LANES, p.cols / WEIGHT_CHUNK);
 #endif
 #if defined(NORM)
     [[unroll]] for (uint r = 0u; r < ROWS; r++)
         squares[r] = 0.0;
+#endif
+#if defined(NORM) || defined(WEIGHT_BLOCKS)
     if (STAGED != 0u)
         stage(t);
 #endif
 #if !defined(TILED)
-    rows_dot(0u, lane, LANES, p.cols / 8u, ROWS);
+    rows_dot(0u, lane, LANES, p.cols / WEIGHT_CHUNK, ROWS);
 #endif
-#if !defined(NORM)
+#if !defined(NORM) && !defined(WEIGHT_BLOCKS)
     if (lane == 0u) {
         for (uint k = p.cols / 8u * 8u; k < p.cols; k++) {
             [[unroll]] for (uint r = 0u; r < ROWS; r++) {

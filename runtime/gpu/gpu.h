@@ -200,7 +200,7 @@ const char *gpu_trust_text(gpu_trust trust); /* "gave a wrong result in the self
 gpu_trust gpu_module_trust(const ful_device *device, const char *module);
 void gpu_module_set_trust(ful_device *device, const char *module, gpu_trust trust);
 /* A family is a module, or all that differ from each other in the type of the weights only: the
- * name without _f32, _f16, _bf16. */
+ * name without _f32, _f16, _bf16, _quant. */
 void gpu_family_set_trust(ful_device *device, const char *family, gpu_trust trust);
 /* The family of a module; ops choose families. */
 void gpu_relatives_set_trust(ful_device *device, const char *module, gpu_trust trust);

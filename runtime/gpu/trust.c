@@ -15,7 +15,7 @@
 
 enum { TRUST_VERSION = 1, HEAD_BYTES = 8, RECORD_BYTES = 16 };
 
-static const char *const type_suffixes[] = {"_f32", "_f16", "_bf16"};
+static const char *const type_suffixes[] = {"_f32", "_f16", "_bf16", "_quant"};
 enum { SUFFIXES = sizeof(type_suffixes) / sizeof(type_suffixes[0]) };
 
 /* ---- names ---- */

@@ -26,6 +26,8 @@ ful_result op_embed(const op_context *ctx, const op_embed_args *args)
                               .push_bytes = sizeof(embed_push),
                               .spec_count = 1,
                               .spec = {wg}};
+    op_spec_type(&desc, table->type);
+    uint32_t columns = type_is_blocks(table->type) ? 8 * wg : wg; /* of a group */
     gpu_pipeline *pipeline;
     TRY(gpu_pipeline_get(ctx->device, &desc, &pipeline));
 
@@ -43,7 +45,7 @@ ful_result op_embed(const op_context *ctx, const op_embed_args *args)
                                .window_rows = window->row_count,
                                .vocab = table->rows,
                                .row_words = (uint32_t)(table->row_bytes / 4),
-                               .column_groups = div_up_u32(dim, wg)};
+                               .column_groups = div_up_u32(dim, columns)};
             gpu_dispatch d = {.pipeline = pipeline,
                               .buffers = {op_rows(args->tokens, 0, args->rows, 4),
                                           gpu_whole(&window->buffer),

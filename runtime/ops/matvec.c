@@ -66,13 +66,22 @@ enum {
     LOADS = 8                 /* 16-byte loads an invocation has under way */
 };
 
+/* 16-byte loads that a step of a weight row takes; smaller ones count in full. */
+static uint32_t loads_of_step(ful_type type)
+{
+    const type_traits *t = type_get(type);
+    if (!type_is_blocks(type))
+        return type == FUL_TYPE_F32 ? 2 : 1;
+    return (t->low == 256 ? 2u : 1u) + (t->block_elements == 256 ? 1u : 0u);
+}
+
 /* Steps loaded ahead, so that about `loads` loads are under way: where a line holds four weight
  * rows twice as many served best. `each` steps make a lane's share; whole rounds if possible,
  * because the rest is loaded one after the other. */
 static uint32_t unroll_of(const op_context *ctx, const matvec_spread *s, ful_type type,
                           uint32_t held, uint32_t each, uint32_t loads)
 {
-    uint32_t most = (s->cols == 4 ? 2 * loads : loads) / s->cols / (type == FUL_TYPE_F32 ? 2 : 1);
+    uint32_t most = (s->cols == 4 ? 2 * loads : loads) / s->cols / loads_of_step(type);
     if (held > 2) /* x needs registers, too */
         most = least(most, held > 4 || op_few_registers(ctx->device) ? 1 : 2);
     most = least(most, each);
@@ -101,7 +110,7 @@ matvec_spread matvec_spread_choose(const op_context *ctx, bool subgroups, ful_ty
     while (s.cols > (pairs ? 2u : 1u) && (uint64_t)weight_rows / s.cols * s.lanes < invocations)
         s.cols /= 2;
     /* Too few lines: longer ones. */
-    uint32_t chunks = cols / 8;
+    uint32_t chunks = cols / op_chunk(type);
     while (s.lanes * 2 <= s.wg && s.lanes * 2 <= chunks &&
            (uint64_t)weight_rows / s.cols * s.lanes < invocations)
         s.lanes *= 2;
@@ -126,8 +135,8 @@ static bool few_registers(const op_context *ctx, const matvec_spread *s)
     return s->group < 32 || op_small_device(ctx->device);
 }
 
-/* With one row the workgroup can normalise x once into shared memory, where it and the sums fit. A
- * larger workgroup then does so less often. */
+/* With one row the workgroup can put x into shared memory once, normalised, where it and the sums
+ * fit: blocks would read it far apart otherwise. A larger workgroup then does so less often. */
 static bool stage(const op_context *ctx, ful_type type, uint32_t cols, matvec_spread *s)
 {
     const ful_caps *caps = device_caps(ctx->device);
@@ -144,7 +153,7 @@ static bool stage(const op_context *ctx, ful_type type, uint32_t cols, matvec_sp
     s->wg = wg;
     /* Nothing but weights is loaded behind the barrier, so twice as much may be on its way, unless
      * registers then hold too few workgroups. */
-    uint32_t each = (cols / 8 + s->lanes - 1) / s->lanes;
+    uint32_t each = (cols / op_chunk(type) + s->lanes - 1) / s->lanes;
     uint32_t loads = tuned_or(device_tuning(ctx->device).matvec_loads, LOADS);
     if (op_few_registers(ctx->device))
         loads /= 4;
@@ -181,8 +190,10 @@ static void plan_wide(const op_context *ctx, const op_matmul_args *args, matvec_
     matvec_spread s = matvec_spread_choose(
         ctx, gpu_family_usable(ctx->device, names[norm != NULL][1]), args->w->type, args->w->rows,
         args->w->cols, held, args->act == OP_ACT_SWIGLU, norm != NULL ? held : 0);
-    bool staged = norm != NULL && held == 1 && stage(ctx, args->w->type, args->w->cols, &s);
-    bool tiled = norm == NULL && !args->x.half &&
+    bool blocks = type_is_blocks(args->w->type);
+    bool staged =
+        (norm != NULL || blocks) && held == 1 && stage(ctx, args->w->type, args->w->cols, &s);
+    bool tiled = norm == NULL && !args->x.half && !blocks &&
                  gpu_family_usable(ctx->device, "matvec_rows_subgroup") && tile(ctx, held, &s);
     plan->module = op_module_name(tiled ? "matvec_rows_subgroup" : names[norm != NULL][s.subgroup],
                                   args->w->type);
@@ -202,7 +213,10 @@ static void plan_wide(const op_context *ctx, const op_matmul_args *args, matvec_
     } else {
         plan->desc.spec[7] = args->x.half;
         plan->desc.spec[8] = args->x.stride % (args->x.half ? 8 : 4) == 0;
+        if (blocks)
+            plan->desc.spec[plan->desc.spec_count++] = staged ? args->w->cols : 0;
     }
+    op_spec_type(&plan->desc, args->w->type);
 }
 
 static void plan_narrow(const op_matmul_args *args, matvec_plan *plan)
@@ -221,6 +235,7 @@ static void plan_narrow(const op_matmul_args *args, matvec_plan *plan)
                                      .push_bytes = PLAIN_PUSH_BYTES,
                                      .spec_count = 6,
                                      .spec = {WG, rows, COLS, args->act, args->x.half, vec}};
+    op_spec_type(&plan->desc, args->w->type);
 }
 
 bool op_matmul_norm_usable(const op_context *ctx, uint32_t rows, uint32_t cols,

@@ -90,10 +90,26 @@ gpu_range op_rows(gpu_range range, uint32_t row0, uint32_t rows, uint64_t row_by
 op_module op_module_name(const char *base, ful_type type)
 {
     op_module m;
-    int n = snprintf(m.name, sizeof m.name, "%s_%s", base, ful_type_name(type));
+    const char *suffix = type_is_blocks(type) ? "quant" : ful_type_name(type);
+    int n = snprintf(m.name, sizeof m.name, "%s_%s", base, suffix);
     assert(n > 0 && (size_t)n < sizeof m.name);
     (void)n;
     return m;
+}
+
+/* As blocks.glsl counts them. */
+static_assert(FUL_TYPE_Q8_0 == 4 && FUL_TYPE_Q4_0 == 5 && FUL_TYPE_Q4_1 == 6 &&
+                  FUL_TYPE_Q5_0 == 7 && FUL_TYPE_Q5_1 == 8 && FUL_TYPE_Q2_K == 9 &&
+                  FUL_TYPE_Q3_K == 10 && FUL_TYPE_Q4_K == 11 && FUL_TYPE_Q5_K == 12 &&
+                  FUL_TYPE_Q6_K == 13 && FUL_TYPE_IQ4_NL == 14 && FUL_TYPE_MXFP4 == 15,
+              "BLOCK_TYPE");
+
+void op_spec_type(gpu_pipeline_desc *desc, ful_type type)
+{
+    if (!type_is_blocks(type))
+        return;
+    assert(desc->spec_count < GPU_MAX_SPEC);
+    desc->spec[desc->spec_count++] = (uint32_t)type;
 }
 
 uint32_t op_row_lanes(const op_context *ctx, uint32_t bytes_a_lane)

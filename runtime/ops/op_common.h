@@ -2,6 +2,7 @@
 #ifndef FULGUR_OPS_OP_COMMON_H
 #define FULGUR_OPS_OP_COMMON_H
 
+#include "base/types.h"
 #include "ops/op.h"
 
 /* GPUs of phones and laptops: a workgroup of many invocations, or many sums held by each, spill
@@ -32,11 +33,21 @@ ful_result op_groups(const ful_device *device, const char *what, uint64_t line, 
 /* Rows row0 .. of a range with `row_bytes` a row. */
 gpu_range op_rows(gpu_range range, uint32_t row0, uint32_t rows, uint64_t row_bytes);
 
-/* Module names end in the weights' type. */
+/* Module names end in the weights' type; one module reads all types of blocks. */
 typedef struct op_module {
     char name[48];
 } op_module;
 op_module op_module_name(const char *base, ful_type type);
+
+/* The last specialisation constant of modules that read blocks: which type. Call it when all others
+ * are there. */
+void op_spec_type(gpu_pipeline_desc *desc, ful_type type);
+
+/* Columns that an invocation of the wide matrix-vector kernels takes at once: WEIGHT_CHUNK. */
+static inline uint32_t op_chunk(ful_type type)
+{
+    return type_is_blocks(type) ? 32 : 8;
+}
 
 /* Invocations that share a row in a kernel that reduces over it: 1 where barriers are dear, else as
  * many as the device and the shared memory of `bytes_a_lane` allow, at most 128. */

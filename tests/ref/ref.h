@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "fulgur/fulgur.h"
+
 /* ---- helpers (ref_util.c) ---- */
 
 /* Zeroed memory, never NULL (aborts: tests only). Free with free(). */
@@ -22,6 +24,18 @@ double ref_sigmoid(double x);
 double ref_silu(double x); /* x * sigmoid(x) */
 /* Sum of a[i] * b[i] in double. */
 double ref_dot(const double *a, const double *b, size_t n);
+
+/* ---- quantised types (ref_blocks.c) ---- */
+
+uint32_t ref_blocks_elements(ful_type type); /* of a block */
+uint32_t ref_blocks_bytes(ful_type type);    /* of a block in a file */
+/* One row of blocks as files have them, in double. */
+void ref_blocks_decode(ful_type type, const void *file, size_t cols, double *out);
+/* The same row as the device has it (base/types.h). */
+size_t ref_blocks_device_bytes(ful_type type, size_t cols);
+void ref_blocks_to_device(ful_type type, const void *file, size_t cols, void *planes);
+/* A block of random codes and scales whose values are about `magnitude` (root mean square). */
+void ref_blocks_random(ful_type type, uint64_t bits, double magnitude, void *block);
 
 /* ---- norms (ref_norm.c) ---- */
 

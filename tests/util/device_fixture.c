@@ -1,5 +1,10 @@
 #include "util/device_fixture.h"
 
+#include "base/types.h"
+#include "ref/ref.h"
+#include "util/rng.h"
+
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -257,6 +262,36 @@ static float row_multiplier(uint32_t largest)
     return bits_float((127u + 14u - (largest >> 23) + 127u) << 23);
 }
 
+/* One row of blocks: random codes about as large as the values. Returns the largest magnitude. */
+static uint32_t blocks_row(ful_type type, uint32_t cols, uint64_t seed, const float *values,
+                           void *row, float *exact)
+{
+    uint32_t n = ref_blocks_elements(type), each = ref_blocks_bytes(type), largest = 0;
+    uint8_t *file = malloc((size_t)cols / n * each);
+    double *decoded = malloc(sizeof(double) * cols);
+    assert_non_null(file);
+    assert_non_null(decoded);
+    rng random = rng_seed(seed);
+    for (uint32_t b = 0; b < cols / n; b++) {
+        double sum = 0;
+        for (uint32_t e = 0; e < n; e++)
+            sum += (double)values[b * n + e] * (double)values[b * n + e];
+        ref_blocks_random(type, rng_next(&random), sqrt(sum / n), file + (size_t)b * each);
+    }
+    ref_blocks_decode(type, file, cols, decoded);
+    ref_blocks_to_device(type, file, cols, row);
+    for (uint32_t c = 0; c < cols; c++) {
+        float stored = (float)decoded[c];
+        uint32_t magnitude = float_bits(stored) & 0x7fffffffu;
+        largest = magnitude > largest ? magnitude : largest;
+        if (exact != NULL)
+            exact[c] = stored;
+    }
+    free(decoded);
+    free(file);
+    return largest;
+}
+
 gpu_tensor fixture_tensor(device_fixture *f, ful_type type, uint32_t experts, uint32_t rows,
                           uint32_t cols, const float *values, float *exact)
 {
@@ -278,7 +313,9 @@ gpu_tensor fixture_tensor(device_fixture *f, ful_type type, uint32_t experts, ui
             const float *in = values + r * cols;
             uint32_t largest = 0; /* magnitude of what is stored: rounding may leave fp16's range */
             fill_words(row, t.row_bytes, POISON_WORD); /* padding must not matter */
-            for (uint32_t c = 0; c < cols; c++) {
+            if (type_is_blocks(type))
+                largest = blocks_row(type, cols, r, in, row, exact ? exact + r * cols : NULL);
+            for (uint32_t c = 0; c < cols && !type_is_blocks(type); c++) {
                 float stored = in[c];
                 if (type == FUL_TYPE_F32) {
                     memcpy((float *)row + c, &stored, 4);
