@@ -28,6 +28,7 @@ layout(constant_id = 5) const uint TN = 4;  // multiple of 4
 layout(constant_id = 6) const uint ACT = 0;
 layout(constant_id = 7) const uint VEC = 1;     // cols a multiple of 8, x rows aligned to 16 bytes
 layout(constant_id = 8) const uint W_SCALE = 0; // HALF only
+#define BLOCK_TYPE_ID 9
 
 layout(push_constant) uniform push_block
 {
@@ -72,6 +73,9 @@ layout(set = 0, binding = 2) writeonly buffer out_block
 {
     float result[];
 };
+#if defined(WEIGHT_BLOCKS)
+#include "inc/blocks.glsl"
+#endif
 
 #if defined(HALF)
 layout(set = 0, binding = 3) readonly buffer scale_block
@@ -137,6 +141,7 @@ void load_x(uint r, uint rows, uint k, out vec4 low, out vec4 high)
     }
 }
 
+#if !defined(WEIGHT_BLOCKS)
 float w_single(uint n, uint k)
 {
     uint word = w1[n * p.w_stride * 4u + k / WEIGHTS_PER_WORD];
@@ -147,6 +152,7 @@ float w_single(uint n, uint k)
     return (k & 1u) == 0u ? pair.x : pair.y;
 #endif
 }
+#endif
 
 void load_w(uint n, uint k, out vec4 low, out vec4 high)
 {
@@ -154,6 +160,13 @@ void load_w(uint n, uint k, out vec4 low, out vec4 high)
     high = vec4(0.0);
     if (n >= p.w_rows)
         return;
+#if defined(WEIGHT_BLOCKS)
+    if (k >= p.cols)
+        return;
+    blocks8(n * p.w_stride, k / 8u, low, high);
+    if (LOADED == 4u && (k & 4u) != 0u)
+        low = high;
+#else
     if (VEC != 0u) {
         if (k >= p.cols)
             return;
@@ -175,6 +188,7 @@ void load_w(uint n, uint k, out vec4 low, out vec4 high)
                 high[j] = w_single(n, k + 4u + j);
         }
     }
+#endif
 #if defined(HALF)
     if (W_SCALE != 0u) {
         float s = w_scale[p.w_row0 + n];
@@ -186,6 +200,9 @@ void load_w(uint n, uint k, out vec4 low, out vec4 high)
 
 void main()
 {
+#if defined(WEIGHT_BLOCKS)
+    blocks_begin(p.cols);
+#endif
     uint t = gl_LocalInvocationID.x;
     uint m0 = row_group() * BM;
     uint blocks = (p.w_rows + BN - 1u) / BN;

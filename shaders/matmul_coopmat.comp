@@ -56,10 +56,27 @@ layout(set = 0, binding = 0) readonly buffer x_block
 {
     uvec4 x[];
 };
+#if defined(WEIGHT_BLOCKS)
+layout(set = 0, binding = 1) readonly buffer w1_block
+{
+    uint w1[];
+};
+layout(set = 0, binding = 1) readonly buffer w2_block
+{
+    uvec2 w2[];
+};
+layout(set = 0, binding = 1) readonly buffer w4_block
+{
+    uvec4 w4[];
+};
+#define BLOCK_TYPE_ID 14
+#include "inc/blocks.glsl"
+#else
 layout(set = 0, binding = 1) readonly buffer w_block
 {
     uvec4 w[];
 };
+#endif
 layout(set = 0, binding = 2) readonly buffer x_scale_block
 {
     float x_scale[];
@@ -120,7 +137,11 @@ const uint W_WORDS = 1u;
 #endif
 
 uvec4 x_next[X_EACH];
+#if defined(WEIGHT_BLOCKS)
+block_eight w_next[W_EACH];
+#else
 uvec4 w_next[W_EACH * W_WORDS];
+#endif
 uint x_at[X_EACH];
 uint w_at[W_EACH];
 float w_times[W_EACH];
@@ -159,11 +180,16 @@ void fetch(uint from)
         }
         [[unroll]] for (uint j = 0u; j < W_EACH; j++) {
             uint left = columns_left(from + (t + j * WG) % CHUNKS);
+#if defined(WEIGHT_BLOCKS)
+            if (left != 0u && (W_EVEN || t + j * WG < W_COUNT))
+                w_next[j] = blocks8_load(w_at[j], from + (t + j * WG) % CHUNKS);
+#else
             [[unroll]] for (uint c = 0u; c < W_WORDS; c++) {
                 w_next[j * W_WORDS + c] = uvec4(0u);
                 if (left > c * WEIGHTS_PER_UVEC4 && (W_EVEN || t + j * WG < W_COUNT))
                     w_next[j * W_WORDS + c] = w[w_at[j] + from * W_WORDS + c];
             }
+#endif
         }
         return;
     }
@@ -171,9 +197,14 @@ void fetch(uint from)
         if (X_EVEN || t + j * WG < X_COUNT)
             x_next[j] = x[x_at[j] + from];
     [[unroll]] for (uint j = 0u; j < W_EACH; j++)
+#if defined(WEIGHT_BLOCKS)
+        if (W_EVEN || t + j * WG < W_COUNT)
+            w_next[j] = blocks8_load(w_at[j], from + (t + j * WG) % CHUNKS);
+#else
         [[unroll]] for (uint c = 0u; c < W_WORDS; c++)
             if (W_EVEN || t + j * WG < W_COUNT)
                 w_next[j * W_WORDS + c] = w[w_at[j] + from * W_WORDS + c];
+#endif
 }
 
 uvec4 pack8(vec4 low, vec4 high)
@@ -182,9 +213,12 @@ uvec4 pack8(vec4 low, vec4 high)
                  packHalf2x16(high.zw));
 }
 
-uvec4 weights8(uint j)
+uvec4 weights8(uint j, uint chunk)
 {
-#if defined(WEIGHT_F32)
+#if defined(WEIGHT_BLOCKS)
+    vec4 low, high;
+    blocks8_weights(w_next[j], chunk, low, high);
+#elif defined(WEIGHT_F32)
     vec4 low = unpack_weights4(w_next[2u * j]), high = unpack_weights4(w_next[2u * j + 1u]);
 #else
 #if defined(WEIGHT_F16)
@@ -211,7 +245,7 @@ void keep(uint from)
     }
     [[unroll]] for (uint j = 0u; j < W_EACH; j++) {
         uint i = t + j * WG;
-        uvec4 eight = weights8(j);
+        uvec4 eight = weights8(j, from + i % CHUNKS);
         if (is_ragged(from))
             eight = cut(eight, columns_left(from + i % CHUNKS));
         if (W_EVEN || i < W_COUNT)
@@ -247,6 +281,9 @@ void write4(uint row, uint n, vec4 y)
 
 void main()
 {
+#if defined(WEIGHT_BLOCKS)
+    blocks_begin(p.cols);
+#endif
     uint t = gl_LocalInvocationID.x;
     matmul_tile tile = matmul_place(line_group(), BM, BN, PANEL);
     if (tile.count == 0u)
@@ -259,7 +296,11 @@ void main()
     [[unroll]] for (uint j = 0u; j < W_EACH; j++) {
         uint i = t + j * WG;
         uint n = min(tile.n0 + i / CHUNKS, p.w_rows - 1u);
+#if defined(WEIGHT_BLOCKS)
+        w_at[j] = (tile.w0 + n) * p.w_stride;
+#else
         w_at[j] = (tile.w0 + n) * p.w_stride + i % CHUNKS * W_WORDS;
+#endif
         w_times[j] = 1.0;
         if (W_SCALE)
             w_times[j] = w_scale[tile.scale0 + n];

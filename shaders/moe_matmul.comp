@@ -29,7 +29,15 @@ layout(constant_id = 5) const uint BK = 16;
 layout(constant_id = 6) const uint MODE = 0;
 layout(constant_id = 7) const uint ROW_SCALE = 0;
 
+#ifdef WEIGHT_BLOCKS
+layout(std430, binding = 1) readonly buffer W1 { uint w1[]; };
+layout(std430, binding = 1) readonly buffer W2 { uvec2 w2[]; };
+layout(std430, binding = 1) readonly buffer W4 { uvec4 w4[]; };
+#define BLOCK_TYPE_ID 8
+#include "inc/blocks.glsl"
+#else
 layout(std430, binding = 1) readonly buffer W { uvec4 w[]; };
+#endif
 layout(std430, binding = 2) readonly buffer Lists { uint lists[]; };
 layout(std430, binding = 3) writeonly buffer Out { float outputs[]; };
 #ifdef HALF
@@ -68,6 +76,7 @@ shared CELL tile_w[LINES * LINE_W];
 shared CELL tile_x[LINES * LINE_X];
 shared uint x_row[BN];
 
+#ifndef WEIGHT_BLOCKS
 void unpack(uvec4 words, out float values[8])
 {
 #ifdef WEIGHT_F32
@@ -78,9 +87,13 @@ void unpack(uvec4 words, out float values[8])
     values = float[8](low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w);
 #endif
 }
+#endif
 
 void main()
 {
+#ifdef WEIGHT_BLOCKS
+    blocks_begin(push.cols);
+#endif
     uint me = gl_LocalInvocationID.x;
     uint tile = lists[push.window_expert] + gl_WorkGroupID.x;
     if (tile >= lists[push.window_expert + push.window_experts])
@@ -108,11 +121,18 @@ void main()
             uint row = i / W_CHUNKS, chunk = i % W_CHUNKS;
             uint k = k0 + chunk * WEIGHTS_PER_UVEC4;
             uint from = min(block_row + row, push.window_rows - 1u);
+            float values[8];
+#ifdef WEIGHT_BLOCKS
+            vec4 low = vec4(0.0), high = vec4(0.0);
+            if (k < push.cols)
+                blocks8((window_base + from) * push.row_uvec4, k / 8u, low, high);
+            values = float[8](low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w);
+#else
             uvec4 words = uvec4(0u);
             if (k < push.cols)
                 words = w[(window_base + from) * push.row_uvec4 + k / WEIGHTS_PER_UVEC4];
-            float values[8];
             unpack(words, values);
+#endif
             // Whatever pads the row to 16 bytes must not count.
             if (k + WEIGHTS_PER_UVEC4 > push.cols) {
                 [[unroll]] for (uint t = 0u; t < WEIGHTS_PER_UVEC4; t++)

@@ -38,6 +38,9 @@ layout(constant_id = 5) const uint COUPLES = 1;
 #ifdef ROUTE
 layout(constant_id = 6) const uint EXPERTS = 8;
 layout(constant_id = 7) const uint TOP_K = 2;
+#define BLOCK_TYPE_ID 8
+#else
+#define BLOCK_TYPE_ID 6
 #endif
 
 #ifdef X_HALF
@@ -47,7 +50,14 @@ layout(std430, binding = 4) readonly buffer XScale { float x_scale[]; };
 layout(std430, binding = 0) readonly buffer X { float x[]; };
 layout(std430, binding = 0) readonly buffer X4 { vec4 x4[]; };
 #endif
+#ifdef WEIGHT_BLOCKS
+layout(std430, binding = 1) readonly buffer W1 { uint w1[]; };
+layout(std430, binding = 1) readonly buffer W2 { uvec2 w2[]; };
+layout(std430, binding = 1) readonly buffer W4 { uvec4 w4[]; };
+#include "inc/blocks.glsl"
+#else
 layout(std430, binding = 1) readonly buffer W { uvec4 w[]; };
+#endif
 layout(std430, binding = 2) readonly buffer Lists { uint lists[]; }; // SOURCE 0: the routes
 layout(std430, binding = 3) writeonly buffer Out { float outputs[]; };
 
@@ -87,14 +97,22 @@ float load_x(uint index)
 #endif
 }
 
-void unpack(uvec4 words, out float values[8])
+// Uvec4 c of a row of weights, or the c-th eight of a row of blocks.
+void unpack(uint row, uint c, out float values[8])
 {
+#ifdef WEIGHT_BLOCKS
+    vec4 low, high;
+    blocks8(row, c, low, high);
+    values = float[8](low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w);
+#else
+    uvec4 words = w[row + c];
 #ifdef WEIGHT_F32
     vec4 four = unpack_weights4(words);
     values = float[8](four.x, four.y, four.z, four.w, 0.0, 0.0, 0.0, 0.0);
 #else
     vec4 low = unpack_weights_low(words), high = unpack_weights_high(words);
     values = float[8](low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w);
+#endif
 #endif
 }
 
@@ -112,7 +130,7 @@ void multiply()
     for (uint c = 0u; c < whole; c++) {
         float values[LINES][8];
         [[unroll]] for (uint l = 0u; l < LINES; l++)
-            unpack(w[w_at[l] + c], values[l]);
+            unpack(w_at[l], c, values[l]);
         uint column = c * WEIGHTS_PER_UVEC4;
 #ifndef X_HALF
         if (VEC4 != 0u) {
@@ -140,7 +158,7 @@ void multiply()
     if (rest > 0u) {
         float values[LINES][8];
         [[unroll]] for (uint l = 0u; l < LINES; l++)
-            unpack(w[w_at[l] + whole], values[l]);
+            unpack(w_at[l], whole, values[l]);
         uint column = whole * WEIGHTS_PER_UVEC4;
         [[unroll]] for (uint t = 0u; t < WEIGHTS_PER_UVEC4; t++) {
             if (t < rest) {
@@ -204,6 +222,9 @@ void place(uint expert, uint line[LINES])
 
 void main()
 {
+#ifdef WEIGHT_BLOCKS
+    blocks_begin(push.cols);
+#endif
     // Neighbouring invocations take neighbouring couples. Rows that are not there read the last one;
     // nothing of it is stored.
     uint line[LINES]; // rows of the window

@@ -42,6 +42,15 @@ layout(constant_id = 8) const uint X_VEC = 1; // x_stride is a multiple of 4 (ha
 #if defined(ROUTE)
 layout(constant_id = 9) const uint EXPERTS = 8;
 layout(constant_id = 10) const uint TOP_K = 2;
+#define STAGED_ID 11
+#define BLOCK_TYPE_ID 12
+#else
+#define STAGED_ID 9
+#define BLOCK_TYPE_ID 10
+#endif
+#if defined(WEIGHT_BLOCKS)
+// Floats of x in shared memory, or 0: x is read where it is needed. ROWS = 1; MODE 2: all of top_k.
+layout(constant_id = STAGED_ID) const uint STAGED = 0;
 #endif
 
 layout(push_constant) uniform push_block
@@ -78,6 +87,13 @@ layout(set = 0, binding = 1) readonly buffer w1_block
 {
     uint w1[];
 };
+#if defined(WEIGHT_BLOCKS)
+layout(set = 0, binding = 1) readonly buffer w2_block
+{
+    uvec2 w2[];
+};
+#include "inc/blocks.glsl"
+#endif
 layout(set = 0, binding = 2) readonly buffer lists_block
 {
     uint lists[];
@@ -116,7 +132,7 @@ vec4 x_at(uint i)
     return uintBitsToFloat(uvec4(x1[i], x1[i + 1u], x1[i + 2u], x1[i + 3u]));
 }
 
-void x_chunk(uint r, uint k, out vec4 low, out vec4 high)
+void x_load(uint r, uint k, out vec4 low, out vec4 high)
 {
 #if defined(X_HALF)
     uvec4 w = x4[x_base[r] / 8u + k];
@@ -126,6 +142,48 @@ void x_chunk(uint r, uint k, out vec4 low, out vec4 high)
     low = x_at(x_base[r] + 8u * k);
     high = x_at(x_base[r] + 8u * k + 4u);
 #endif
+}
+
+#if defined(WEIGHT_BLOCKS)
+shared vec4 staged[STAGED != 0u ? STAGED / 4u : 1u];
+uint stage_base; // of the row in use
+
+// Neighbours, who have neighbouring groups, read neighbouring words.
+uint stage_at(uint i)
+{
+    return i % 8u * (p.cols / 32u) + i / 8u;
+}
+
+void x_chunk(uint r, uint k, out vec4 low, out vec4 high)
+{
+    if (STAGED != 0u) {
+        low = staged[stage_base + stage_at(2u * k)];
+        high = staged[stage_base + stage_at(2u * k + 1u)];
+        return;
+    }
+    x_load(r, k, low, high);
+}
+
+// `count` rows of x behind each other, the first one at x_base[0].
+void stage(uint t, uint count)
+{
+    uint first = x_base[0];
+    for (uint row = 0u; row < count; row++) {
+        x_base[0] = first + row * p.x_stride;
+        for (uint k = t; k < p.cols / 8u; k += WG) {
+            vec4 low, high;
+            x_load(0u, k, low, high);
+            staged[row * (p.cols / 4u) + stage_at(2u * k)] = low;
+            staged[row * (p.cols / 4u) + stage_at(2u * k + 1u)] = high;
+        }
+    }
+    x_base[0] = first;
+    barrier();
+}
+#else
+void x_chunk(uint r, uint k, out vec4 low, out vec4 high)
+{
+    x_load(r, k, low, high);
 }
 
 float x_single(uint r, uint k)
@@ -149,6 +207,7 @@ float w_single(uint base, uint k)
     return (k & 1u) == 0u ? pair.x : pair.y;
 #endif
 }
+#endif
 
 #define ROWS_VARY
 #include "inc/rowdot.glsl"
@@ -157,8 +216,9 @@ float w_single(uint base, uint k)
 void expert_dot(uint expert, uint lane, uint rows)
 {
     uint offset = (expert - p.window_expert) * p.window_rows * p.row_uvec4;
-    rows_load(offset, lane, PART, p.cols / 8u);
-    rows_dot(offset, lane, PART, p.cols / 8u, rows);
+    rows_load(offset, lane, PART, p.cols / WEIGHT_CHUNK);
+    rows_dot(offset, lane, PART, p.cols / WEIGHT_CHUNK, rows);
+#if !defined(WEIGHT_BLOCKS)
     if (lane == 0u) {
         for (uint k = p.cols / 8u * 8u; k < p.cols; k++) {
             [[unroll]] for (uint r = 0u; r < ROWS; r++) {
@@ -168,6 +228,7 @@ void expert_dot(uint expert, uint lane, uint rows)
             }
         }
     }
+#endif
 }
 
 #if defined(ROUTE)
@@ -209,6 +270,9 @@ bool in_window(uint expert)
 
 void main()
 {
+#if defined(WEIGHT_BLOCKS)
+    blocks_begin(p.cols);
+#endif
     uint t = lane_thread();
     uint lane = t % LANES;
     uint line = t / LANES;
@@ -231,12 +295,20 @@ void main()
     if (MODE == 2u) {
         [[unroll]] for (uint i = 0u; i < VALS; i++)
             sums[i] = 0.0;
+#if defined(WEIGHT_BLOCKS)
+        x_base[0] = item * p.top_k * p.x_stride;
+        if (STAGED != 0u)
+            stage(t, p.top_k);
+#endif
         for (uint k = lane / PART; k < p.top_k; k += SPLIT) {
             uint pair = item * p.top_k + k;
             uint expert = lists[pair * 2u];
             if (!in_window(expert))
                 continue;
             x_base[0] = pair * p.x_stride;
+#if defined(WEIGHT_BLOCKS)
+            stage_base = k * (p.cols / 4u);
+#endif
             [[unroll]] for (uint i = 0u; i < VALS; i++)
                 acc[i] = 0.0;
             expert_dot(expert, lane % PART, 1u);
@@ -279,6 +351,11 @@ void main()
         x_base[r] = x_row[r] * p.x_stride;
         next++;
     }
+#if defined(WEIGHT_BLOCKS)
+    stage_base = 0u;
+    if (STAGED != 0u)
+        stage(t, 1u);
+#endif
     expert_dot(expert, lane, count);
     [[unroll]] for (uint i = 0u; i < VALS; i++)
         sums[i] = acc[i];

@@ -80,6 +80,7 @@ static void plan_tiles(const op_context *ctx, const op_matmul_args *args, matmul
         .push_bytes = sizeof(matmul_push),
         .spec_count = 9,
         .spec = {TILE_WG, bm, bn, bk, bm / 8, 4, act, vec, half && args->w->row_scale.vk != NULL}};
+    op_spec_type(&plan->desc, w->type);
 }
 
 uint64_t op_matmul_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t weight_rows)

@@ -335,11 +335,6 @@ static ful_result record_windows(const moe_part *m, const group_call *call)
     return FUL_OK;
 }
 
-static uint32_t type_index(ful_type type)
-{
-    return type == FUL_TYPE_F32 ? 0 : type == FUL_TYPE_F16 ? 1 : 2;
-}
-
 enum matvec_mode { MODE_UP = 0, MODE_DOWN = 1, MODE_DOWN_COMBINE = 2 };
 enum matvec_source { SOURCE_ROUTES = 0, SOURCE_TILES = 1 };
 
@@ -356,9 +351,21 @@ static ful_result narrow_pipeline(const moe_part *m, ful_type type, bool half, u
         .push_bytes = sizeof(group_push),
         .spec_count = 6,
         .spec = {NARROW_WG, rows, mode, source, !half && call->x_stride % 4 == 0, couples}};
+    op_spec_type(&desc, type);
     call->buffer_count = desc.buffer_count;
     call->rows_per_group = 2 * NARROW_WG * couples;
     return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);
+}
+
+/* A row of x that blocks are multiplied with goes through shared memory where it and the sums fit:
+ * invocations would read it far apart otherwise. */
+static uint32_t staged_floats(const moe_part *m, const matvec_spread *s, uint32_t held,
+                              uint32_t floats)
+{
+    uint64_t bytes = 4 * (uint64_t)floats + 4 * (uint64_t)s->wg / s->group * s->cols;
+    /* With one line a workgroup everything is read once in any case. Choices take some, too. */
+    bool fits = bytes + 2048 <= device_caps(m->ctx->device)->shared_bytes;
+    return held == 1 && s->lanes < s->wg && fits ? floats : 0;
 }
 
 static ful_result matvec_pipeline(const moe_part *m, const gpu_tensor *w, bool half, uint32_t held,
@@ -386,6 +393,11 @@ static ful_result matvec_pipeline(const moe_part *m, const gpu_tensor *w, bool h
                               .spec_count = 9,
                               .spec = {s.wg, s.lanes * split, s.group, held, s.cols, s.unroll, mode,
                                        split, call->x_stride % (half ? 8 : 4) == 0}};
+    if (type_is_blocks(w->type)) {
+        uint32_t floats = w->cols * (mode == MODE_DOWN_COMBINE ? top_k : 1);
+        desc.spec[desc.spec_count++] = staged_floats(m, &s, held, floats);
+        op_spec_type(&desc, w->type);
+    }
     call->buffer_count = desc.buffer_count;
     call->rows_per_group = s.wg / (s.lanes * split) * s.cols;
     return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);
@@ -394,18 +406,17 @@ static ful_result matvec_pipeline(const moe_part *m, const gpu_tensor *w, bool h
 static ful_result matmul_pipeline(const moe_part *m, const gpu_tensor *w, enum matvec_mode mode,
                                   group_call *call)
 {
-    static const char *const names[2][3] = {
-        {"moe_matmul_f32", "moe_matmul_f16", "moe_matmul_bf16"},
-        {"moe_matmul_half_f32", "moe_matmul_half_f16", "moe_matmul_half_bf16"}};
     bool half = m->plan->half;
     uint32_t bn = m->plan->tile_rows, row_scale = half && w->row_scale.vk != VK_NULL_HANDLE;
+    op_module module = op_module_name(half ? "moe_matmul_half" : "moe_matmul", w->type);
     gpu_pipeline_desc desc = {
-        .module = names[half][type_index(w->type)],
+        .module = module.name,
         .buffer_count = half ? 6 : 4,
         .uniform = true,
         .push_bytes = sizeof(group_push),
         .spec_count = 8,
         .spec = {128, TILE_BM, bn, 4, bn / 8, half ? 32 : 16, mode, row_scale}};
+    op_spec_type(&desc, w->type);
     call->buffer_count = desc.buffer_count;
     call->rows_per_group = TILE_BM;
     /* Not read without row_scale, but a binding must be there. */
@@ -468,6 +479,7 @@ static ful_result route_up_pipeline(const moe_part *m, group_call *call)
                                   .spec_count = 8,
                                   .spec = {NARROW_WG, 1, MODE_UP, SOURCE_ROUTES,
                                            call->x_stride % 4 == 0, 1, w->experts, top_k}};
+        op_spec_type(&desc, w->type);
         call->buffer_count = desc.buffer_count;
         call->rows_per_group = 2 * NARROW_WG;
         return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);
@@ -485,6 +497,10 @@ static ful_result route_up_pipeline(const moe_part *m, group_call *call)
                               .spec_count = 11,
                               .spec = {s.wg, s.lanes, s.group, 1, s.cols, s.unroll, MODE_UP, 1,
                                        call->x_stride % 4 == 0, w->experts, top_k}};
+    if (type_is_blocks(w->type)) {
+        desc.spec[desc.spec_count++] = staged_floats(m, &s, 1, w->cols);
+        op_spec_type(&desc, w->type);
+    }
     call->buffer_count = desc.buffer_count;
     call->rows_per_group = s.wg / s.lanes * s.cols;
     return gpu_pipeline_get(m->ctx->device, &desc, &call->pipeline);

@@ -286,6 +286,7 @@ bool tiles_choose(const op_context *ctx, const tile_request *q, tile_kernel *out
                                         caps->matrix_subgroup != 32 ? 1
                                         : q->grouped                ? 2
                                                                     : 4}}};
+    op_spec_type(&out->desc, q->w->type);
     return true;
 }
 

@@ -1,6 +1,7 @@
 /* Routing and mixture of experts on the device against the double-precision references: every
  * variant, capability mask, windowing and skew of the routing. */
 #include "../util/device_fixture.h" /* before cmocka.h, whose fail() is a macro */
+#include "base/types.h"
 #include "ops/tiles.h"
 #include "ops/tuning.h"
 
@@ -296,7 +297,10 @@ static void check_case(device_fixture *f, const shape *s, const variant *v, uint
     float *got = run_once(&p, f);
     uint32_t rows = v->n_rows ? v->n_rows : s->rows;
     EXPECT_ERROR_BELOW(
-        worst_row(&p, got, rows), v->half ? 2e-3 : 5e-6,
+        worst_row(&p, got, rows),
+        v->half                   ? 2e-3
+        : type_is_blocks(v->type) ? 1e-5
+                                  : 5e-6,
         "moe rows %u of %u experts %u top_k %u dim %u width %u %s %s%s routing %d caps "
         "'%s' seed %llu",
         (unsigned)rows, (unsigned)s->rows, (unsigned)s->experts, (unsigned)s->top_k,
@@ -783,6 +787,39 @@ static void test_routed(void **state)
     }
 }
 
+/* Every type of blocks, few and many rows, choices of experts on the way. */
+static void test_blocks(void **state)
+{
+    (void)state;
+    static const shape shapes[] = {{1, 8, 2, 96, 160},  {2, 8, 2, 32, 96},    {7, 3, 2, 160, 32},
+                                   {37, 8, 2, 96, 64},  {1, 8, 2, 256, 512},  {1, 5, 3, 768, 256},
+                                   {6, 4, 2, 256, 256}, {65, 3, 1, 512, 256}, {1, 3, 1, 2048, 512}};
+    for (uint32_t m = 0; fixture_masks[m] != NULL; m++) {
+        device_fixture f;
+        fixture_open(&f, fixture_masks[m]);
+        for (ful_type type = FUL_TYPE_Q8_0; type <= FUL_TYPE_MXFP4; type++) {
+            for (uint32_t i = 0; i < 36; i++) {
+                const shape *s = &shapes[i % 9];
+                variant v = {.type = type,
+                             .shape = i / 9 % 2 ? OP_SHAPE_WIDE : OP_SHAPE_NARROW,
+                             .half = i / 18 != 0,
+                             .n_rows = s->rows > 8 ? s->rows - 3 : 0,
+                             .routing = (routing)(i % ROUTING_COUNT)};
+                if ((v.half && !op_half_usable(f.device)) ||
+                    s->dim % ref_blocks_elements(type) != 0 ||
+                    s->width % ref_blocks_elements(type) != 0 ||
+                    (!fixture_full() && (i + m + (uint32_t)type) % 7 != 0))
+                    continue;
+                check_case(&f, s, &v, 100 * i + (uint32_t)type);
+                op_context ctx = {.device = f.device, .shape = v.shape};
+                if (s->rows == 1 && op_moe_routes(&ctx, 1, s->experts, s->top_k))
+                    routed_case(&f, s, v.shape, type, (int)(i % 5));
+            }
+        }
+        fixture_close(&f);
+    }
+}
+
 int main(void)
 {
     fixture_require_device();
@@ -793,7 +830,7 @@ int main(void)
         cmocka_unit_test(test_same_bits),        cmocka_unit_test(test_permuted_experts),
         cmocka_unit_test(test_nan_weight),       cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_all_masks),        cmocka_unit_test(test_long),
-        cmocka_unit_test(test_candidates),
+        cmocka_unit_test(test_candidates),       cmocka_unit_test(test_blocks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
