@@ -27,7 +27,7 @@ function(fulgur_cpu_kernels out)
         add_library(fulgur_cpu_${_set} OBJECT ${_sources})
         fulgur_options(fulgur_cpu_${_set})
         target_include_directories(fulgur_cpu_${_set} PRIVATE
-            ${CMAKE_CURRENT_SOURCE_DIR}/runtime)
+            ${CMAKE_CURRENT_SOURCE_DIR}/include ${CMAKE_CURRENT_SOURCE_DIR}/runtime)
         target_compile_options(fulgur_cpu_${_set} PRIVATE ${_flags} ${_flags_${_set}})
         target_compile_definitions(fulgur_cpu_${_set} PRIVATE CPU_ISA=${_set})
         list(APPEND _targets fulgur_cpu_${_set})

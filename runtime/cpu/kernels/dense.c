@@ -41,6 +41,31 @@ EMBED(f32, WEIGHT_F32)
 EMBED(f16, WEIGHT_F16)
 EMBED(bf16, WEIGHT_BF16)
 
+DECLARE(embed_quant)
+{
+    const embed_push *p = c->push;
+    const uint32_t *tokens = c->buffer[0];
+    uint32_t rows = rows_from(c, p->row0, p->row_count), each = 8 * c->constant[0];
+    (void)z;
+    for (uint64_t i = line; i < line + count; i++) {
+        uint32_t r = (uint32_t)(i / p->column_groups);
+        uint32_t first = (uint32_t)(i % p->column_groups) * each;
+        if (r >= rows || first >= p->dim)
+            continue;
+        uint32_t last = least(first + each, p->dim), token = tokens[p->row0 + r];
+        float *out = (float *)c->buffer[2] + (size_t)r * p->dim;
+        if (token >= p->vocab) {
+            for (uint32_t k = first; k < last && p->window0 == 0; k++)
+                out[k] = 0.0f;
+        } else if (token >= p->window0 && token - p->window0 < p->window_rows) {
+            const uint32_t *row =
+                (const uint32_t *)c->buffer[1] + (size_t)(token - p->window0) * p->row_words;
+            KERNEL(blocks)
+            ((ful_type)c->constant[1], row, p->dim, first, last - first, out + first);
+        }
+    }
+}
+
 /* ---- norms ---- */
 
 typedef struct norm_push {
@@ -229,3 +254,4 @@ INLINE void matvec(const cpu_call *c, uint64_t line, uint64_t count, uint32_t z,
 MATVEC(f32, WEIGHT_F32)
 MATVEC(f16, WEIGHT_F16)
 MATVEC(bf16, WEIGHT_BF16)
+MATVEC(quant, weight_blocks(c, 6))

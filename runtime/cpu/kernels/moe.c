@@ -387,7 +387,7 @@ INLINE void moe_route_up(const cpu_call *c, uint64_t line, uint64_t count, weigh
     }
 }
 
-#define MOE(suffix, type)                                                                          \
+#define MOE(suffix, type, route_type)                                                              \
     DECLARE(moe_matvec_##suffix)                                                                   \
     {                                                                                              \
         (void)z;                                                                                   \
@@ -396,11 +396,12 @@ INLINE void moe_route_up(const cpu_call *c, uint64_t line, uint64_t count, weigh
     DECLARE(moe_route_up_##suffix)                                                                 \
     {                                                                                              \
         (void)z;                                                                                   \
-        moe_route_up(c, line, count, type);                                                        \
+        moe_route_up(c, line, count, route_type);                                                  \
     }
-MOE(f32, WEIGHT_F32)
-MOE(f16, WEIGHT_F16)
-MOE(bf16, WEIGHT_BF16)
+MOE(f32, WEIGHT_F32, WEIGHT_F32)
+MOE(f16, WEIGHT_F16, WEIGHT_F16)
+MOE(bf16, WEIGHT_BF16, WEIGHT_BF16)
+MOE(quant, weight_blocks(c, 6), weight_blocks(c, 8))
 
 typedef struct combine_push {
     uint32_t row0, row_cap, top_k, dim, experts;

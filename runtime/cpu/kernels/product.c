@@ -63,6 +63,31 @@ INLINE void dot_product(const float *const *x, uint32_t rows, weight_type type, 
     }
 }
 
+/* Blocks are decoded a panel at a time. */
+INLINE void blocks_product(const float *const *x, uint32_t rows, ful_type type, const uint8_t *w,
+                           size_t stride, uint32_t count, uint32_t cols, float *out)
+{
+    _Alignas(64) float unpacked[PANEL];
+    for (uint32_t n = 0; n < count; n++, w += stride, out += PRODUCT_ROWS) {
+        f32xn sum[DOT_ROWS][2];
+        for (uint32_t r = 0; r < DOT_ROWS; r++)
+            sum[r][0] = sum[r][1] = vec_all(0.0f);
+        for (uint32_t first = 0; first < cols; first += PANEL) {
+            uint32_t panel = least(cols - first, PANEL);
+            KERNEL(blocks)(type, w, cols, first, panel, unpacked);
+            for (uint32_t r = 0; r < rows; r++) {
+                const float *from = x[r] + first;
+                for (uint32_t k = 0; k < panel; k += 2 * LANES) {
+                    sum[r][0] += vec_load(from + k) * vec_load(unpacked + k);
+                    sum[r][1] += vec_load(from + k + LANES) * vec_load(unpacked + k + LANES);
+                }
+            }
+        }
+        for (uint32_t r = 0; r < rows; r++)
+            out[r] = vec_sum(sum[r][0] + sum[r][1]);
+    }
+}
+
 /* ---- rows as lanes ---- */
 
 /* `lines` unpacked weight rows of `cols` columns, PANEL apart, against turned rows in `parts`
@@ -98,8 +123,13 @@ INLINE void spread_lines(const float *turned, uint32_t rows, const float *w, con
         spread_block(turned, PARTS, w, lines, cols, out);
 }
 
-INLINE void unpack(weight_type type, const uint8_t *row, uint32_t first, uint32_t cols, float *out)
+INLINE void unpack(weight_type type, const uint8_t *row, uint32_t all, uint32_t first,
+                   uint32_t cols, float *out)
 {
+    if (type >= WEIGHT_BLOCKS) {
+        KERNEL(blocks)((ful_type)(type - WEIGHT_BLOCKS), row, all, first, cols, out);
+        return;
+    }
     uint32_t k = 0;
     for (; k + LANES <= cols; k += LANES) {
         __builtin_prefetch(row + (first + k) * weight_bytes(type) + AHEAD_BYTES);
@@ -165,7 +195,7 @@ INLINE void spread_product(const float *const *x, uint32_t rows, weight_type typ
         for (uint32_t n = 0; n < count; n += SPREAD_LINES) {
             uint32_t lines = least(count - n, SPREAD_LINES);
             for (uint32_t c = 0; c < lines; c++)
-                unpack(type, w + (n + c) * stride, first, panel, unpacked + c * PANEL);
+                unpack(type, w + (n + c) * stride, cols, first, panel, unpacked + c * PANEL);
             float *to = out + n * PRODUCT_ROWS;
             if (lines == SPREAD_LINES)
                 spread_lines(turned, rows, unpacked, SPREAD_LINES, panel, to);
@@ -193,6 +223,10 @@ void KERNEL(product)(const float *const *x, uint32_t rows, weight_type type, con
         product(x, rows, WEIGHT_F32, w, stride, count, cols, out);
     else if (type == WEIGHT_F16)
         product(x, rows, WEIGHT_F16, w, stride, count, cols, out);
-    else
+    else if (type == WEIGHT_BF16)
         product(x, rows, WEIGHT_BF16, w, stride, count, cols, out);
+    else if (rows <= DOT_ROWS)
+        blocks_product(x, rows, (ful_type)(type - WEIGHT_BLOCKS), w, stride, count, cols, out);
+    else
+        spread_product(x, rows, type, w, stride, count, cols, out);
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "cpu/kernels/kernel.h"
+#include "fulgur/fulgur.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -94,7 +95,20 @@ INLINE uint32_t rows_from(const cpu_call *c, uint32_t row0, uint32_t cap)
 
 /* ---- stored types ---- */
 
-typedef enum weight_type { WEIGHT_F32, WEIGHT_F16, WEIGHT_BF16 } weight_type;
+/* Types of blocks are WEIGHT_BLOCKS plus their ful_type. */
+typedef enum weight_type {
+    WEIGHT_F32,
+    WEIGHT_F16,
+    WEIGHT_BF16,
+    WEIGHT_BLOCKS,
+    WEIGHT_LAST = WEIGHT_BLOCKS + FUL_TYPE_MXFP4
+} weight_type;
+
+/* The type that a specialisation constant of a kernel on blocks names. */
+INLINE weight_type weight_blocks(const cpu_call *c, uint32_t constant)
+{
+    return (weight_type)(WEIGHT_BLOCKS + c->constant[constant]);
+}
 
 INLINE size_t weight_bytes(weight_type type)
 {
@@ -241,6 +255,12 @@ INLINE f32xn vec_silu(f32xn x)
     return x * vec_sigmoid(x);
 }
 
+/* ---- blocks.c ---- */
+
+/* Columns first .. first + cols - 1, multiples of 32, of a row of `all` columns. */
+void KERNEL(blocks)(ful_type type, const void *row, uint32_t all, uint32_t first, uint32_t cols,
+                    float *out);
+
 /* ---- products, product.c ---- */
 
 enum { PRODUCT_ROWS = 16, PRODUCT_WEIGHTS = 128 };
@@ -257,16 +277,19 @@ void KERNEL(product)(const float *const *x, uint32_t rows, weight_type type, con
     DECLARE(name##_f32);                                                                           \
     DECLARE(name##_f16);                                                                           \
     DECLARE(name##_bf16)
-DECLARE_TYPES(embed);
+#define DECLARE_ALL(name)                                                                          \
+    DECLARE_TYPES(name);                                                                           \
+    DECLARE(name##_quant)
+DECLARE_ALL(embed);
 DECLARE(rmsnorm);
 DECLARE(gated_norm);
-DECLARE_TYPES(matvec);
+DECLARE_ALL(matvec);
 DECLARE(moe_route_narrow);
 DECLARE(moe_route_wide);
 DECLARE(moe_count);
 DECLARE(moe_sort);
-DECLARE_TYPES(moe_matvec);
-DECLARE_TYPES(moe_route_up);
+DECLARE_ALL(moe_matvec);
+DECLARE_ALL(moe_route_up);
 DECLARE(moe_combine);
 DECLARE(lightning_scores);
 DECLARE(lightning_walk);

@@ -6,17 +6,23 @@
         module "_bf16", KERNEL(name##_bf16)                                                        \
     }
 
+#define ALL(module, name)                                                                          \
+    TYPES(module, name),                                                                           \
+    {                                                                                              \
+        module "_quant", KERNEL(name##_quant)                                                      \
+    }
+
 const cpu_kernel KERNEL(kernels)[] = {
-    TYPES("embed", embed),
+    ALL("embed", embed),
     {"rmsnorm", KERNEL(rmsnorm)},
     {"gated_norm", KERNEL(gated_norm)},
-    TYPES("matvec", matvec),
+    ALL("matvec", matvec),
     {"moe_route_narrow", KERNEL(moe_route_narrow)},
     {"moe_route_wide", KERNEL(moe_route_wide)},
     {"moe_count", KERNEL(moe_count)},
     {"moe_sort", KERNEL(moe_sort)},
-    TYPES("moe_matvec_narrow", moe_matvec),
-    TYPES("moe_route_up_narrow", moe_route_up),
+    ALL("moe_matvec_narrow", moe_matvec),
+    ALL("moe_route_up_narrow", moe_route_up),
     {"moe_combine", KERNEL(moe_combine)},
     {"lightning_scores", KERNEL(lightning_scores)},
     {"lightning_walk", KERNEL(lightning_walk)},
