@@ -107,6 +107,8 @@ matvec_spread matvec_spread_choose(const op_context *ctx, bool subgroups, ful_ty
         s.group = 1;
     /* As many weight rows a line as leave enough lines, so that x is read less often. */
     s.cols = s.subgroup && !op_few_registers(ctx->device) ? 4 : 2;
+    if (type_is_blocks(type) && held > 2)
+        s.cols = 2; /* groups of 32 weights, their values and x need registers, too */
     while (s.cols > (pairs ? 2u : 1u) && (uint64_t)weight_rows / s.cols * s.lanes < invocations)
         s.cols /= 2;
     /* Too few lines: longer ones. */

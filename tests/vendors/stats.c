@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/types.h"
 #include "gpu/gpu_internal.h"
 #include "gpu/shaders.h"
 #include "schedule/schedule.h"
@@ -250,7 +251,7 @@ static gpu_tensor imagined_tensor(const ful_device *d, ful_type type, uint32_t e
                                   uint32_t rows, uint32_t cols)
 {
     gpu_tensor t = {.type = type, .experts = experts, .rows = rows, .cols = cols};
-    t.row_bytes = (uint64_t)cols * (type == FUL_TYPE_F32 ? 4 : 2);
+    t.row_bytes = type_device_row_bytes(type, cols);
     uint64_t window = device_window_bytes(d) - 256;
     uint64_t expert_bytes = rows * t.row_bytes;
     uint32_t a_window = expert_bytes <= window ? (uint32_t)(window / expert_bytes) : 1;
@@ -640,10 +641,13 @@ int main(int argc, char **argv)
         stop(name, "this is a software driver");
 
     collect_plain(d);
-    static const ful_type types[] = {FUL_TYPE_F32, FUL_TYPE_F16, FUL_TYPE_BF16};
+    /* Of blocks one type each of 8 and 4 bits and with a second plane: the rest is between. */
+    static const ful_type types[] = {FUL_TYPE_F32,  FUL_TYPE_F16,  FUL_TYPE_BF16,
+                                     FUL_TYPE_Q8_0, FUL_TYPE_Q4_K, FUL_TYPE_Q6_K};
     for (size_t p = 0; p < sizeof presets / sizeof *presets; p++)
         for (size_t t = 0; t < sizeof types / sizeof *types; t++)
-            if (!FEW || (presets[p].few && types[t] == FUL_TYPE_BF16))
+            if (FEW ? presets[p].few && types[t] == FUL_TYPE_BF16
+                    : !type_is_blocks(types[t]) || presets[p].hidden > 4096)
                 check(collect(d, &presets[p], types[t]), presets[p].name);
 
     table now = {0}, was = {0};
