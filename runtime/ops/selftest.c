@@ -10,8 +10,10 @@
 
 enum { REPEATS = 3 }; /* some drivers fail one run in four */
 
-static const ful_type types[] = {FUL_TYPE_F32, FUL_TYPE_F16, FUL_TYPE_BF16};
-enum { TYPES = sizeof(types) / sizeof(types[0]), LADDERS_MOST = 40, MODULES_MOST = 64 };
+/* One module reads all types of blocks: one that is whole bytes, and one of two planes. */
+static const ful_type types[] = {FUL_TYPE_F32, FUL_TYPE_F16, FUL_TYPE_BF16, FUL_TYPE_Q8_0,
+                                 FUL_TYPE_Q5_0};
+enum { TYPES = sizeof(types) / sizeof(types[0]), LADDERS_MOST = 40, MODULES_MOST = 96 };
 
 /* ---- what a case asks for ---- */
 

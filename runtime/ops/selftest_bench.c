@@ -192,6 +192,28 @@ op_blocks kat_halves(kat *k, uint32_t rows, uint32_t cols, uint32_t block, uint3
     return b;
 }
 
+/* Blocks of steps of 1/16: codes of q8_0 and q5_0 (base/types.h). */
+static void block_put(uint8_t *row, const gpu_tensor *t, uint32_t c, double value)
+{
+    type_planes planes = type_device_planes(t->type, t->cols);
+    const uint16_t step = 0x2c00;
+    int code = (int)(value * 16);
+    if (c % 32 == 0)
+        memcpy(row + planes.scales + c / 32 * 2, &step, sizeof step);
+    if (t->type == FUL_TYPE_Q8_0) {
+        row[c] = (uint8_t)code;
+        return;
+    }
+    uint32_t word, bits = (uint32_t)(code + 16), i = c % 32;
+    uint8_t *low = row + c / 8 * 4, *high = row + planes.high + c / 32 * 4;
+    memcpy(&word, low, 4);
+    word |= (bits & 15) << (4 * (c % 8 / 2) + 16 * (c % 2));
+    memcpy(low, &word, 4);
+    memcpy(&word, high, 4);
+    word |= bits >> 4 << (i / 2 + 16 * (i % 2));
+    memcpy(high, &word, 4);
+}
+
 /* The values are exact in every type: bf16 is the upper half of f32. */
 static void weight_put(uint8_t *to, ful_type type, double value)
 {
@@ -215,7 +237,10 @@ static ful_result window_fill(const kat *k, const gpu_tensor *t, const gpu_windo
             uint32_t first = ((w->expert0 + e) * t->rows + w->row0 + r) * t->cols;
             memset(to, 0, t->row_bytes);
             for (uint32_t c = 0; c < t->cols; c++)
-                weight_put(to + c * size, t->type, kat_value(stream, first + c));
+                if (type_is_blocks(t->type))
+                    block_put(to, t, c, kat_value(stream, first + c));
+                else
+                    weight_put(to + c * size, t->type, kat_value(stream, first + c));
         }
     return gpu_buffer_flush(k->ctx.device, &w->buffer, 0, w->buffer.bytes);
 }
@@ -226,7 +251,7 @@ ful_result kat_weights(kat *k, uint32_t experts, uint32_t rows, uint32_t cols, u
     uint32_t n = k->tensor_count++, all = experts > 1 ? experts : rows;
     gpu_tensor *t = &k->w[n];
     *t = (gpu_tensor){.type = k->type, .experts = experts, .rows = rows, .cols = cols};
-    t->row_bytes = (cols * type_bytes(k->type) + 15) & ~(uint64_t)15;
+    t->row_bytes = type_device_row_bytes(k->type, cols);
     t->windows = k->windows[n];
     *out = t;
     for (uint32_t i = 0, at = 0; i < 2 && at < all; i++) {

@@ -35,25 +35,26 @@ static void set_rows(kat *k, uint32_t rows)
 
 static ful_result embed_record(kat *k, uint32_t mode)
 {
-    enum { ROWS = 7, REAL = 6, VOCAB = 71, DIM = 72 };
+    enum { ROWS = 7, REAL = 6, VOCAB = 71 };
     static const uint32_t tokens[ROWS] = {0, 63, 4000000000u, 64, 70, 17, 3};
+    const uint32_t dim = type_is_blocks(k->type) ? 96 : 72;
     const gpu_tensor *table;
     void *host;
     (void)mode;
     op_embed_args a = {.tokens = kat_input(k, sizeof(tokens), &host), .rows = ROWS};
     memcpy(host, tokens, sizeof(tokens));
-    TRY(kat_weights(k, 1, VOCAB, DIM, 64, TABLE, &table));
+    TRY(kat_weights(k, 1, VOCAB, dim, 64, TABLE, &table));
     a.table = table;
-    a.out = kat_result(k, (uint64_t)ROWS * DIM * 4);
+    a.out = kat_result(k, (uint64_t)ROWS * dim * 4);
     set_rows(k, REAL);
-    double *want = kat_want(k, (uint64_t)REAL * DIM);
+    double *want = kat_want(k, (uint64_t)REAL * dim);
     if (want == NULL)
         return no_room();
     for (uint32_t r = 0; r < REAL; r++)
-        for (uint32_t c = 0; c < DIM && tokens[r] < VOCAB; c++)
-            want[r * DIM + c] = kat_value(TABLE, tokens[r] * DIM + c);
-    kat_expect(k, KAT_F32, a.out, REAL, DIM, DIM, want, 0);
-    kat_untouched(k, a.out, REAL, DIM * 4);
+        for (uint32_t c = 0; c < dim && tokens[r] < VOCAB; c++)
+            want[r * dim + c] = kat_value(TABLE, tokens[r] * dim + c);
+    kat_expect(k, KAT_F32, a.out, REAL, dim, dim, want, 0);
+    kat_untouched(k, a.out, REAL, dim * 4);
     TRY(kat_record_begin(k));
     return op_embed(&k->ctx, &a);
 }
@@ -279,6 +280,8 @@ static ful_result matmul_record(kat *k, uint32_t mode)
     uint32_t outs = blocks ? 192 : 140, stride = blocks ? outs : outs + GAP;
     TRY(mode_begin(k, mode));
     uint32_t cols = mode & IN_PARTS ? COLS_MOST : rows > 1 && rows <= 8 ? 72 : 264;
+    if (type_is_blocks(k->type))
+        cols = cols == 72 ? 96 : cols / 32 * 32;
     op_fused_norm fused;
     op_matmul_args a = {.x = inputs_of(k, mode, cols),
                         .out_stride = stride,
@@ -382,28 +385,42 @@ static ful_result route_record(kat *k, uint32_t mode)
     return op_route(&k->ctx, &a);
 }
 
-enum { EXPERTS = 5, TOP_K = 2, DIM = 72, WIDTH = 40 };
+enum { EXPERTS = 5, TOP_K = 2, DIM_MOST = 96, WIDTH_MOST = 40 };
 
-enum { W13_COUNT = EXPERTS * 2 * WIDTH * DIM, W2_COUNT = EXPERTS * DIM * WIDTH };
+typedef struct moe_size {
+    uint32_t dim, width;
+    uint32_t w13, w2; /* weights of all experts */
+} moe_size;
+
+/* Blocks need multiples of 32. */
+static moe_size moe_size_of(const kat *k)
+{
+    moe_size z = {.dim = 72, .width = 40};
+    if (type_is_blocks(k->type))
+        z = (moe_size){.dim = 96, .width = 32};
+    z.w2 = EXPERTS * z.dim * z.width;
+    z.w13 = 2 * z.w2;
+    return z;
+}
 
 /* out += weight * W2 (SiLU(W1 x) * (W3 x)) of one expert; w: all of W1 and W3, then W2. */
-static void expert_add(const double *w, const double *x, uint32_t expert, double weight,
-                       double *out)
+static void expert_add(const moe_size *z, const double *w, const double *x, uint32_t expert,
+                       double weight, double *out)
 {
-    const double *w13 = w + (uint64_t)expert * 2 * WIDTH * DIM;
-    const double *w2 = w + W13_COUNT + (uint64_t)expert * DIM * WIDTH;
-    double hidden[WIDTH];
-    for (uint32_t i = 0; i < WIDTH; i++) {
+    const double *w13 = w + (uint64_t)expert * 2 * z->width * z->dim;
+    const double *w2 = w + z->w13 + (uint64_t)expert * z->dim * z->width;
+    double hidden[WIDTH_MOST];
+    for (uint32_t i = 0; i < z->width; i++) {
         double sum[2] = {0, 0};
         for (uint32_t half = 0; half < 2; half++)
-            for (uint32_t c = 0; c < DIM; c++)
-                sum[half] += x[c] * w13[(2 * i + half) * DIM + c];
+            for (uint32_t c = 0; c < z->dim; c++)
+                sum[half] += x[c] * w13[(2 * i + half) * z->dim + c];
         hidden[i] = sum[0] * sigmoid(sum[0]) * sum[1];
     }
-    for (uint32_t n = 0; n < DIM; n++) {
+    for (uint32_t n = 0; n < z->dim; n++) {
         double sum = 0;
-        for (uint32_t i = 0; i < WIDTH; i++)
-            sum += hidden[i] * w2[n * WIDTH + i];
+        for (uint32_t i = 0; i < z->width; i++)
+            sum += hidden[i] * w2[n * z->width + i];
         out[n] += weight * sum;
     }
 }
@@ -431,22 +448,23 @@ static ful_result moe_record(kat *k, uint32_t mode)
 {
     uint32_t rows = mode & ROW_COUNT, real = real_rows(mode);
     bool choose = (mode & WITH_CHOICE) != 0, half = (mode & OF_HALVES) != 0;
-    double x[DIM];
+    double x[DIM_MOST];
+    const moe_size z = moe_size_of(k);
     TRY(mode_begin(k, mode));
-    op_moe_args a = {.x = inputs_of(k, mode, DIM), .top_k = TOP_K, .rows = rows};
+    op_moe_args a = {.x = inputs_of(k, mode, z.dim), .top_k = TOP_K, .rows = rows};
     if (choose && !op_moe_routes(&k->ctx, rows, EXPERTS, TOP_K))
         return fail(FUL_ERR_UNSUPPORTED, "no choice of experts on the way");
-    TRY(kat_weights(k, EXPERTS, 2 * WIDTH, DIM, 3, W, &a.w13));
+    TRY(kat_weights(k, EXPERTS, 2 * z.width, z.dim, 3, W, &a.w13));
     /* The second matrix in one window lets one row go through it and the sum at once. */
-    TRY(kat_weights(k, EXPERTS, DIM, WIDTH, rows == 1 ? (uint32_t)EXPERTS : 4, W2, &a.w2));
+    TRY(kat_weights(k, EXPERTS, z.dim, z.width, rows == 1 ? (uint32_t)EXPERTS : 4, W2, &a.w2));
     double *pairs = kat_want(k, (uint64_t)rows * TOP_K * 2);
-    double *want = kat_want(k, (uint64_t)real * DIM), *w = kat_want(k, W13_COUNT + W2_COUNT);
+    double *want = kat_want(k, (uint64_t)real * z.dim), *w = kat_want(k, z.w13 + z.w2);
     if (pairs == NULL || want == NULL || w == NULL)
         return no_room();
-    for (uint32_t i = 0; i < W13_COUNT && !k->dry; i++)
+    for (uint32_t i = 0; i < z.w13 && !k->dry; i++)
         w[i] = kat_value(W, i);
-    for (uint32_t i = 0; i < W2_COUNT && !k->dry; i++)
-        w[W13_COUNT + i] = kat_value(W2, i);
+    for (uint32_t i = 0; i < z.w2 && !k->dry; i++)
+        w[z.w13 + i] = kat_value(W2, i);
     moe_routes(pairs, rows, choose);
     uint8_t *host;
     if (choose) {
@@ -463,16 +481,16 @@ static ful_result moe_record(kat *k, uint32_t mode)
         }
     }
     for (uint32_t r = 0; r < real && !k->dry; r++) {
-        for (uint32_t c = 0; c < DIM; c++)
-            x[c] = kat_gain(r) * kat_value(X, r * DIM + c);
+        for (uint32_t c = 0; c < z.dim; c++)
+            x[c] = kat_gain(r) * kat_value(X, r * z.dim + c);
         for (uint32_t i = 0; i < TOP_K; i++) {
             const double *pair = pairs + (uint64_t)(r * TOP_K + i) * 2;
-            expert_add(w, x, (uint32_t)pair[0], pair[1], want + (uint64_t)r * DIM);
+            expert_add(&z, w, x, (uint32_t)pair[0], pair[1], want + (uint64_t)r * z.dim);
         }
     }
-    a.out = kat_result(k, (uint64_t)rows * DIM * 4);
-    kat_expect(k, KAT_F32, a.out, real, DIM, DIM, want, half ? TOLERANCE_HALF : TOLERANCE_F32);
-    kat_untouched(k, a.out, real, DIM * 4);
+    a.out = kat_result(k, (uint64_t)rows * z.dim * 4);
+    kat_expect(k, KAT_F32, a.out, real, z.dim, z.dim, want, half ? TOLERANCE_HALF : TOLERANCE_F32);
+    kat_untouched(k, a.out, real, z.dim * 4);
     a.scratch = gpu_whole(&k->scratch);
     set_rows(k, real);
     TRY(kat_record_begin(k));
