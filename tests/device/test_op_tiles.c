@@ -2,6 +2,7 @@
  * reference; results as f32 and as block-scaled halves; rows of every magnitude, rows that are not
  * finite; every edge of the tiles. Outputs are poisoned, guarded and computed twice. */
 #include "../util/device_fixture.h" /* before cmocka.h, whose fail() is a macro */
+#include "base/types.h"
 #include "ops/tiles.h"
 #include "ops/tuning.h"
 
@@ -202,7 +203,8 @@ static void run_case(device_fixture *f, const tile_case *t)
         fixture_read(f, &out, got);
         fixture_read(f, &out_scale, scales);
         assert_memory_equal(first, got, out.bytes);
-        double limit = t->type == FUL_TYPE_F32 ? F32_WEIGHT_LIMIT : SUM_LIMIT;
+        bool rounded = t->type == FUL_TYPE_F32 || type_is_blocks(t->type); /* to halves */
+        double limit = rounded ? F32_WEIGHT_LIMIT : SUM_LIMIT;
         if (t->act == OP_ACT_SWIGLU)
             limit *= 4; /* errors of both factors, each relative to its own row */
         if (t->block == 0) {
@@ -387,6 +389,39 @@ static void test_extremes(void **state)
     for_each_mask(extremes);
 }
 
+/* Every type of blocks: with and without a ragged end, scales of rows, to blocks, in parts. */
+static void quantised(device_fixture *f)
+{
+    for (ful_type type = FUL_TYPE_Q8_0; type <= FUL_TYPE_MXFP4; type++) {
+        uint32_t n = ref_blocks_elements(type);
+        for (uint32_t i = 0; i < 4; i++) {
+            tile_case c = {.type = type,
+                           .act = (op_act)(i % 3),
+                           .rows = 40 + 13 * i,
+                           .n_rows = 40 + 12 * i,
+                           .cols = n * (n == 32 ? 2 + i : 1 + i / 2),
+                           .weights = i == 1 ? 128 : 150,
+                           .block = i == 1 ? 64 : 0,
+                           .w_spread = i == 2 ? 1e3 : 1.0};
+            if (!fixture_full() && (i + (uint32_t)type) % 2 != 0)
+                continue;
+            if (i == 3) {
+                c.split = true;
+                c.rows = c.n_rows = 20;
+                c.cols = 1024;
+                c.weights = 64;
+            }
+            run_case(f, &c);
+        }
+    }
+}
+
+static void test_quantised(void **state)
+{
+    (void)state;
+    for_each_mask(quantised);
+}
+
 /* Slices of the real shapes. */
 static void test_long(void **state)
 {
@@ -477,9 +512,10 @@ int main(void)
 {
     fixture_require_device();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_edges),  cmocka_unit_test(test_splits),
-        cmocka_unit_test(test_blocks), cmocka_unit_test(test_extremes),
-        cmocka_unit_test(test_long),   cmocka_unit_test(test_candidates),
+        cmocka_unit_test(test_edges),      cmocka_unit_test(test_splits),
+        cmocka_unit_test(test_blocks),     cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_quantised),  cmocka_unit_test(test_long),
+        cmocka_unit_test(test_candidates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
