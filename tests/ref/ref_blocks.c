@@ -158,7 +158,7 @@ static void take(ful_type type, const uint8_t *b, fields *f)
         }
         return;
     default:
-        assert(!"no type of blocks");
+        assert(false); /* no type of blocks */
     }
 }
 
