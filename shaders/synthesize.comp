@@ -2,6 +2,10 @@
 // seed, the tensor's number, r and c only, however the tensor is cut into windows:
 //     w = base + spread * u,   u uniform in (-1, 1), 16 bits of hash(key(seed, tensor, r), c)
 //
+// WEIGHT_BLOCKS: rows of the planes that types of blocks have on the device. The bits of elements are
+// random bits; of the words of scales, word i is `first` where i is a multiple of `period`, else random
+// bits or `other`.
+//
 // out [rows of this window][row_quads] of four words each, of the type WEIGHT_* says; the same
 // numbers come out for every type, but for its rounding. Elements between the last column and the
 // end of a row are random, too. One invocation four words.
@@ -19,7 +23,14 @@ layout(push_constant) uniform push_block
     uint rows;
     uint row_quads;
     uint key0, key1; // seed and tensor
+#if defined(WEIGHT_BLOCKS)
+    uint scales_quad; // where they begin in a row
+    uint period;
+    uint first, other;
+    uint other_random; // not 0: random bits
+#else
     float base, spread;
+#endif
 }
 p;
 
@@ -38,10 +49,12 @@ uint mix_bits(uint x)
     return x ^ (x >> 15);
 }
 
+#if !defined(WEIGHT_BLOCKS)
 float value(uint bits)
 {
     return p.base + p.spread * ((float(bits) + 0.5) / 32768.0 - 1.0);
 }
+#endif
 
 #if defined(WEIGHT_BF16)
 // Rounded to the nearest, ties to even. Weights are finite.
@@ -60,7 +73,14 @@ uint pair(uint key, uint i)
 
 uint word(uint key, uint i)
 {
-#if defined(WEIGHT_F32)
+#if defined(WEIGHT_BLOCKS)
+    uint bits = pair(key, i);
+    if (i < 4u * p.scales_quad)
+        return bits;
+    if ((i - 4u * p.scales_quad) % p.period == 0u)
+        return p.first;
+    return p.other_random != 0u ? bits : p.other;
+#elif defined(WEIGHT_F32)
     uint bits = pair(key, i / 2u);
     return floatBitsToUint(value((i & 1u) == 0u ? bits & 0xffffu : bits >> 16));
 #else

@@ -306,13 +306,15 @@ uint64_t op_sample_scratch_bytes(const op_context *ctx, uint32_t vocab);
 ful_result op_sample(const op_context *ctx, const op_sample_args *args);
 
 /* ---- random.c: pseudo-random numbers, uniform around mean with that standard deviation. A row's
- * numbers depend on the key and the row's number only. ---- */
+ * numbers depend on the key and the row's number only. Types of blocks get random bits under scales
+ * that give the deviation; their mean is 0, nearly. ---- */
 typedef struct op_random_args {
     gpu_range out; /* [rows][row_bytes], row_bytes a multiple of 16 */
     ful_type type;
     uint64_t key; /* op_random_key */
     uint32_t first_row, rows;
     uint64_t row_bytes;
+    uint32_t cols; /* types of blocks only */
     double mean, deviation;
 } op_random_args;
 uint64_t op_random_key(uint64_t seed, uint64_t number);

@@ -1,3 +1,4 @@
+#include "base/types.h"
 #include "ops/op_common.h"
 
 #include <assert.h>

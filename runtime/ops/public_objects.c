@@ -102,7 +102,7 @@ ful_result ful_tensor_create(ful_tensor **out, ful_device *device, const ful_ten
         return fail(FUL_ERR_ARGUMENT, "ful_tensor_create: out, device and params must be given");
     *out = NULL;
     ful_type type = params->type != FUL_TYPE_DEFAULT ? params->type : FUL_TYPE_BF16;
-    if (type != FUL_TYPE_F32 && type != FUL_TYPE_F16 && type != FUL_TYPE_BF16)
+    if (type <= 0 || type > FUL_TYPE_MXFP4)
         return fail(FUL_ERR_ARGUMENT, "ful_tensor_create: type %d", (int)type);
     uint32_t experts = params->experts != 0 ? params->experts : 1;
     if (params->rows == 0 || params->cols == 0)

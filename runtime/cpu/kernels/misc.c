@@ -60,6 +60,29 @@ INLINE void synthesize(const cpu_call *c, uint64_t line, uint64_t count, weight_
     }
 }
 
+typedef struct random_blocks_push {
+    uint32_t first_row, rows, row_quads, key0, key1;
+    uint32_t scales_quad, period, first, other, other_random;
+} random_blocks_push;
+
+DECLARE(synthesize_quant)
+{
+    const random_blocks_push *p = c->push;
+    uint64_t wg = c->constant[0], end = (line + count) * wg;
+    uint64_t quads = (uint64_t)p->rows * p->row_quads;
+    (void)z;
+    for (uint64_t i = line * wg; i < (end < quads ? end : quads); i++) {
+        uint32_t row = (uint32_t)(i / p->row_quads), first = (uint32_t)(i % p->row_quads) * 4;
+        uint32_t key = mix_bits(p->key0 ^ mix_bits(p->key1 ^ mix_bits(p->first_row + row)));
+        uint32_t *out = (uint32_t *)c->buffer[0] + 4 * i;
+        for (uint32_t k = 0; k < 4; k++) {
+            uint32_t word = first + k, scale = word - 4 * p->scales_quad;
+            bool bits = word < 4 * p->scales_quad || (scale % p->period != 0 && p->other_random);
+            out[k] = bits ? random_pair(key, word) : scale % p->period == 0 ? p->first : p->other;
+        }
+    }
+}
+
 #define SYNTHESIZE(suffix, type)                                                                   \
     DECLARE(synthesize_##suffix)                                                                   \
     {                                                                                              \

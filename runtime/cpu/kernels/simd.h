@@ -301,6 +301,7 @@ DECLARE(attention_f16);
 DECLARE(attention_merge);
 DECLARE(sample);
 DECLARE_TYPES(synthesize);
+DECLARE(synthesize_quant);
 DECLARE(measure_copy);
 DECLARE(measure_read);
 DECLARE(measure_write);

@@ -34,6 +34,7 @@ const cpu_kernel KERNEL(kernels)[] = {
     {"attention_merge", KERNEL(attention_merge)},
     {"sample", KERNEL(sample)},
     TYPES("synthesize", synthesize),
+    {"synthesize_quant", KERNEL(synthesize_quant)},
     {"measure_copy", KERNEL(measure_copy)},
     {"measure_read", KERNEL(measure_read)},
     {"measure_write", KERNEL(measure_write)},
