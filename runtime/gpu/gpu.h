@@ -131,19 +131,28 @@ typedef struct gpu_window {
 } gpu_window;
 
 typedef struct gpu_tensor {
-    ful_type type;
+    ful_type type;                /* in parts: f32 if one of them is, else the first's */
     uint32_t experts, rows, cols; /* dense: experts = 1 */
     uint64_t row_bytes;           /* stride; a multiple of 16 */
     uint32_t window_count;
     gpu_window *windows;  /* in order of expert, then row */
     gpu_buffer row_scale; /* [experts*rows] f32 powers of two that bring rows into fp16's range when
                            * multiplied; vk == NULL if no row needs one */
+    /* Rows of several types: then it has no windows and no row_bytes of its own. A part's windows
+     * hold its own rows, counted from the whole's first; its `rows` are the whole's. */
+    uint32_t part_count;
+    struct gpu_tensor *parts;
 } gpu_tensor;
 
 /* Rows within a window start at (expert - expert0) * row_count + (row - row0), times row_bytes.
  * When an expert is split, every window but its last holds a multiple of 64 rows. */
 ful_result gpu_tensor_create(ful_device *device, ful_type type, uint32_t experts, uint32_t rows,
                              uint32_t cols, const char *name, gpu_tensor *out);
+/* A dense tensor of rows[0] rows of types[0], then rows[1] of types[1] and so on: in parts where
+ * neighbours' types differ. */
+ful_result gpu_tensor_create_joined(ful_device *device, const ful_type *types, const uint32_t *rows,
+                                    uint32_t count, uint32_t cols, const char *name,
+                                    gpu_tensor *out);
 void gpu_tensor_destroy(ful_device *device, gpu_tensor *tensor);
 uint64_t gpu_tensor_bytes(const gpu_tensor *tensor);
 /* Where one row lives. */

@@ -91,10 +91,59 @@ ful_result gpu_tensor_create(ful_device *device, ful_type type, uint32_t experts
     return FUL_OK;
 }
 
+/* Parts of a joined tensor: neighbours of one type together. */
+static ful_result parts_make(ful_device *device, const ful_type *types, const uint32_t *rows,
+                             uint32_t count, const char *name, gpu_tensor *t)
+{
+    uint32_t row0 = 0;
+    for (uint32_t i = 0, next; i < count; i = next) {
+        uint32_t n = 0;
+        for (next = i; next < count && types[next] == types[i]; next++)
+            n += rows[next];
+        gpu_tensor *part = &t->parts[t->part_count];
+        TRY(gpu_tensor_create(device, types[i], 1, n, t->cols, name, part));
+        t->part_count++;
+        part->rows = t->rows;
+        for (uint32_t w = 0; w < part->window_count; w++)
+            part->windows[w].row0 += row0;
+        row0 += n;
+    }
+    return FUL_OK;
+}
+
+ful_result gpu_tensor_create_joined(ful_device *device, const ful_type *types, const uint32_t *rows,
+                                    uint32_t count, uint32_t cols, const char *name,
+                                    gpu_tensor *out)
+{
+    gpu_tensor t = {.type = types[0], .experts = 1, .cols = cols};
+    bool alike = true;
+    for (uint32_t i = 0; i < count; i++) {
+        t.rows += rows[i];
+        alike = alike && types[i] == types[0];
+        t.type = types[i] == FUL_TYPE_F32 ? FUL_TYPE_F32 : t.type;
+    }
+    if (alike)
+        return gpu_tensor_create(device, t.type, 1, t.rows, cols, name, out);
+    memset(out, 0, sizeof *out);
+    t.parts = mem_zalloc(&device->alloc, count, sizeof *t.parts);
+    if (!t.parts)
+        return mem_fail(count * sizeof *t.parts, "a tensor's parts");
+    ful_result r = parts_make(device, types, rows, count, name, &t);
+    if (r != FUL_OK) {
+        gpu_tensor_destroy(device, &t);
+        return r;
+    }
+    *out = t;
+    return FUL_OK;
+}
+
 void gpu_tensor_destroy(ful_device *device, gpu_tensor *tensor)
 {
     if (!tensor)
         return;
+    for (uint32_t i = 0; i < tensor->part_count; i++)
+        gpu_tensor_destroy(device, &tensor->parts[i]);
+    mem_free(&device->alloc, tensor->parts);
     for (uint32_t i = 0; tensor->windows && i < tensor->window_count; i++)
         gpu_buffer_destroy(device, &tensor->windows[i].buffer);
     gpu_buffer_destroy(device, &tensor->row_scale);
@@ -104,7 +153,24 @@ void gpu_tensor_destroy(ful_device *device, gpu_tensor *tensor)
 
 uint64_t gpu_tensor_bytes(const gpu_tensor *tensor)
 {
-    return (uint64_t)tensor->experts * tensor->rows * tensor->row_bytes + tensor->row_scale.bytes;
+    uint64_t bytes = tensor->row_scale.bytes;
+    for (uint32_t i = 0; i < tensor->window_count; i++) {
+        const gpu_window *w = &tensor->windows[i];
+        bytes += (uint64_t)w->expert_count * w->row_count * tensor->row_bytes;
+    }
+    for (uint32_t i = 0; i < tensor->part_count; i++)
+        bytes += gpu_tensor_bytes(&tensor->parts[i]);
+    return bytes;
+}
+
+/* The part that holds a row: the last that begins at or before it. */
+static const gpu_tensor *part_of(const gpu_tensor *tensor, uint32_t row)
+{
+    const gpu_tensor *part = tensor;
+    for (uint32_t i = 0; i < tensor->part_count; i++)
+        if (tensor->parts[i].windows[0].row0 <= row)
+            part = &tensor->parts[i];
+    return part;
 }
 
 gpu_range gpu_tensor_row(const gpu_tensor *tensor, uint32_t expert, uint32_t row)
@@ -112,6 +178,7 @@ gpu_range gpu_tensor_row(const gpu_tensor *tensor, uint32_t expert, uint32_t row
     gpu_range none = {NULL, 0, 0};
     if (expert >= tensor->experts || row >= tensor->rows)
         return none;
+    tensor = part_of(tensor, row);
     /* The last window that begins at or before the row. */
     uint32_t low = 0, high = tensor->window_count;
     while (high - low > 1) {

@@ -1,9 +1,11 @@
 /* A checkpoint's files against its config: names, shapes, types, and the numbers of ful_model_info.
  */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "format/quant.h"
 #include "model/names.h"
 
 static const char *const role_names[ROLE_COUNT] = {
@@ -249,32 +251,37 @@ ful_result model_check_tensors(const model_config *config, const tensor_file *fi
     return tensor_visit(files, config, visit_nothing, NULL);
 }
 
-static ful_result visit_type(void *ctx, tensor_role role, uint32_t layer, uint32_t expert,
-                             const tensor_info *t)
+ful_result tensor_experts_type(const tensor_file *files, const model_config *config,
+                               tensor_role first, tensor_role second, uint32_t layer, ful_type *out)
 {
-    (void)ctx, (void)role, (void)layer, (void)expert;
-    if (!type_is_blocks(t->type))
-        return FUL_OK;
-    return fail(FUL_ERR_UNSUPPORTED,
-                "%s: tensor %s has type %s; models of F32, F16 and BF16 can be run", t->path,
-                t->name, t->type_name);
-}
-
-ful_result tensor_types_check(const tensor_file *files, const model_config *config)
-{
-    return tensor_visit(files, config, visit_type, NULL);
+    uint32_t experts = tensor_file_keys(files) ? 1 : config->expert_count;
+    *out = FUL_TYPE_DEFAULT;
+    for (uint32_t e = 0; e < experts; e++) {
+        tensor_info a, b;
+        TRY(tensor_get(files, config, first, layer, e, &a));
+        TRY(tensor_get(files, config, second, layer, e, &b));
+        if (e == 0)
+            *out = a.type;
+        if (a.type != *out || b.type != *out) {
+            *out = FUL_TYPE_F32;
+            return FUL_OK;
+        }
+    }
+    return FUL_OK;
 }
 
 typedef struct info_sums {
     const model_config *config;
     ful_model_info *info;
+    const tensor_file *files;                 /* NULL: none, all matrices are of one type */
     bool stacked;                             /* the experts of a layer are one tensor */
+    ful_type gate_up, down;                   /* of the current layer's experts on the device */
     uint64_t type_bytes[TYPE_COUNT];          /* by ful_type */
     uint64_t expert_parameters, expert_bytes; /* of all experts */
 } info_sums;
 
-static void info_add(info_sums *s, tensor_role role, uint32_t expert, ful_type type,
-                     uint64_t stored_bytes)
+/* `type`: on the device */
+static void info_add(info_sums *s, tensor_role role, uint32_t expert, ful_type type)
 {
     uint64_t rows, cols;
     tensor_shape(s->config, role, &rows, &cols);
@@ -284,7 +291,7 @@ static void info_add(info_sums *s, tensor_role role, uint32_t expert, ful_type t
     s->info->tensor_count += !(s->stacked && role >= ROLE_W1 && expert > 0);
     s->info->parameter_count += n;
     s->info->weight_bytes += bytes;
-    s->type_bytes[type] += stored_bytes;
+    s->type_bytes[wide ? FUL_TYPE_F32 : type] += bytes;
     if (role == ROLE_EMBEDDING && !s->config->tied_head) {
         s->info->active_parameter_count += cols;
         s->info->active_weight_bytes += bytes / rows;
@@ -300,8 +307,12 @@ static void info_add(info_sums *s, tensor_role role, uint32_t expert, ful_type t
 static ful_result info_add_tensor(void *ctx, tensor_role role, uint32_t layer, uint32_t expert,
                                   const tensor_info *t)
 {
-    (void)layer;
-    info_add(ctx, role, expert, t->type, t->bytes);
+    info_sums *s = ctx;
+    if (role == ROLE_W1 && expert == 0) {
+        TRY(tensor_experts_type(s->files, s->config, ROLE_W1, ROLE_W3, layer, &s->gate_up));
+        TRY(tensor_experts_type(s->files, s->config, ROLE_W2, ROLE_W2, layer, &s->down));
+    }
+    info_add(s, role, expert, role < ROLE_W1 ? t->type : role == ROLE_W2 ? s->down : s->gate_up);
     return FUL_OK;
 }
 
@@ -359,7 +370,7 @@ ful_result model_open_files(const ful_alloc *a, const char *path, model_config *
 {
     TRY(tensor_file_open(a, path, files));
     bool gguf = tensor_file_keys(*files) != NULL;
-    info_sums sums = {.config = config, .info = info, .stacked = gguf};
+    info_sums sums = {.config = config, .info = info, .files = *files, .stacked = gguf};
     ful_result r = gguf ? config_read_gguf(*files, config) : config_load(a, path, config);
     if (r == FUL_OK) {
         info_from_config(config, info);
@@ -382,10 +393,8 @@ typedef struct made_sums {
 static ful_result info_add_made(void *ctx, tensor_role role, uint32_t layer, uint32_t expert)
 {
     made_sums *m = ctx;
-    uint64_t rows, cols;
     (void)layer;
-    tensor_shape(m->sums.config, role, &rows, &cols);
-    info_add(&m->sums, role, expert, m->type, rows * (cols ? cols : 1) * type_bytes(m->type));
+    info_add(&m->sums, role, expert, m->type);
     return FUL_OK;
 }
 
@@ -442,30 +451,26 @@ typedef struct check_state {
     uint64_t done, total;
 } check_state;
 
-static bool value_is_finite(ful_type type, const uint8_t *p)
-{
-    if (type == FUL_TYPE_F32) {
-        uint32_t bits;
-        memcpy(&bits, p, 4);
-        return (bits & 0x7f800000u) != 0x7f800000u;
-    }
-    uint16_t bits;
-    memcpy(&bits, p, 2);
-    uint16_t exponent = type == FUL_TYPE_F16 ? 0x7c00u : 0x7f80u;
-    return (bits & exponent) != exponent;
-}
+enum { CHECK_ELEMENTS = 2048 }; /* a multiple of every block */
 
 static ful_result check_tensor(void *ctx, tensor_role role, uint32_t layer, uint32_t expert,
                                const tensor_info *t)
 {
     check_state *s = ctx;
     (void)role, (void)layer, (void)expert;
-    size_t size = type_bytes(t->type);
-    for (uint64_t i = 0; i < t->bytes / size; i++)
-        if (!value_is_finite(t->type, t->data + i * size))
-            return fail(FUL_ERR_FORMAT,
-                        "%s: tensor %s holds a value that is not finite at index %" PRIu64, t->path,
-                        t->name, i);
+    uint64_t count = 1;
+    for (uint32_t i = 0; i < t->n_dims; i++)
+        count *= t->dims[i];
+    for (uint64_t at = 0; at < count; at += CHECK_ELEMENTS) {
+        float values[CHECK_ELEMENTS];
+        uint64_t n = count - at < CHECK_ELEMENTS ? count - at : CHECK_ELEMENTS;
+        row_to_floats(t->type, t->data + type_row_bytes(t->type, at), n, values);
+        for (uint64_t i = 0; i < n; i++)
+            if (!isfinite(values[i]))
+                return fail(FUL_ERR_FORMAT,
+                            "%s: tensor %s holds a value that is not finite at index %" PRIu64,
+                            t->path, t->name, at + i);
+    }
     s->done += t->bytes;
     ful_progress p = {FUL_PHASE_READ, s->done, s->total ? s->total : 1};
     if (s->progress && !s->progress(s->progress_ctx, &p))
@@ -487,9 +492,7 @@ ful_result ful_model_check(ful_instance *instance, const char *path, ful_progres
     ful_result r = model_open_files(a, path, config, &files, &info);
     if (r == FUL_OK) {
         check_state s = {progress, progress_ctx, 0, info.file_bytes};
-        r = tensor_types_check(files, config);
-        if (r == FUL_OK)
-            r = tensor_visit(files, config, check_tensor, &s);
+        r = tensor_visit(files, config, check_tensor, &s);
     }
     tensor_file_close(&files);
     mem_free(a, config);

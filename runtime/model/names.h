@@ -32,8 +32,12 @@ typedef enum tensor_role {
  * under the name of all. */
 ful_result tensor_get(const tensor_file *files, const model_config *config, tensor_role role,
                       uint32_t layer, uint32_t expert, tensor_info *out);
-/* FUL_ERR_UNSUPPORTED with the first tensor of a type that no kernel computes with. */
-ful_result tensor_types_check(const tensor_file *files, const model_config *config);
+/* The type that a layer's experts have on the device, where those of `first` (and `second`, whose
+ * rows alternate with its rows; or the same role) are one tensor: theirs if they agree, else f32.
+ */
+ful_result tensor_experts_type(const tensor_file *files, const model_config *config,
+                               tensor_role first, tensor_role second, uint32_t layer,
+                               ful_type *out);
 /* A role's name in a GGUF; experts have one for all. */
 void tensor_gguf_name(tensor_role role, uint32_t layer, char *out, size_t bytes);
 

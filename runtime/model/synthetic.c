@@ -110,14 +110,30 @@ static json_t *config_json(const ful_synthetic_params *p, const preset *base)
     return root;
 }
 
+/* Rows of all matrices are of whole blocks. */
+static ful_result columns_check(const model_config *c, ful_type type)
+{
+    const uint64_t cols[] = {c->hidden_size, (uint64_t)c->head_count * c->head_dim,
+                             c->intermediate_size};
+    static const char *const names[] = {"hidden_size", "head_count * head_dim",
+                                        "intermediate_size"};
+    for (size_t i = 0; i < sizeof cols / sizeof *cols; i++)
+        if (type_row_bytes(type, cols[i]) == 0)
+            return fail(FUL_ERR_ARGUMENT,
+                        "synthetic model: %s of %llu is no multiple of %u, the block of %s",
+                        names[i], (unsigned long long)cols[i], type_get(type)->block_elements,
+                        ful_type_name(type));
+    return FUL_OK;
+}
+
 ful_result synthetic_config(const ful_synthetic_params *params, model_config *config,
                             ful_model_info *info)
 {
     preset base;
     TRY(find_preset(params->preset, &base));
     ful_type type = params->weight_type ? params->weight_type : FUL_TYPE_F16;
-    if (type_bytes(type) == 0)
-        return fail(FUL_ERR_ARGUMENT, "synthetic model: weight type %d is none of f32, f16, bf16",
+    if (!type_get(type))
+        return fail(FUL_ERR_ARGUMENT, "synthetic model: weight type %d is not a known one",
                     (int)type);
     json_t *root = config_json(params, &base);
     if (!root)
@@ -129,8 +145,8 @@ ful_result synthetic_config(const ful_synthetic_params *params, model_config *co
         snprintf(line, sizeof line, "%s", ful_last_error());
         return fail(FUL_ERR_ARGUMENT, "%s", line);
     }
-    if (r != FUL_OK)
-        return r;
+    TRY(r);
+    TRY(columns_check(config, type));
     snprintf(config->model_type, sizeof config->model_type, "synthetic %.20s",
              params->preset ? params->preset : "model");
     model_info_of(config, type, info);

@@ -1,12 +1,13 @@
 /* Weights from files onto the device: types stay as they are in the file, rows are laid out as the
- * ops want them (q, k, v and gate in one matrix; W1 and W3 interleaved), norms and routers become
- * f32. */
+ * ops want them (blocks in planes; q, k, v and gate in one matrix, in parts if types differ; W1 and
+ * W3 interleaved), norms and routers become f32. */
 #include "model/weights.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
+#include "format/quant.h"
 #include "model/names.h"
 
 typedef struct loader {
@@ -25,24 +26,13 @@ typedef struct source {
 
 static void convert_row(void *dst, ful_type to, const uint8_t *src, ful_type from, uint64_t n)
 {
-    if (to == from) {
-        memcpy(dst, src, n * type_bytes(from));
-        return;
-    }
-    size_t size = type_bytes(from); /* to is f32 here: mixed types meet in the widest */
-    for (uint64_t i = 0; i < n; i++)
-        ((float *)dst)[i] = element_to_float(from, src + i * size);
-}
-
-/* The common type of a device tensor's parts: theirs if they agree, else f32. */
-static ful_type source_type(const source *sources, uint32_t experts)
-{
-    ful_type type = sources[0].parts[0].type;
-    for (uint32_t e = 0; e < experts; e++)
-        for (uint32_t i = 0; i < sources[e].count; i++)
-            if (sources[e].parts[i].type != type)
-                return FUL_TYPE_F32;
-    return type;
+    if (to !=
+        from) /* to is f32 here: where one type must do for all, it is the one that is exact */
+        row_to_floats(from, src, n, dst);
+    else if (type_is_blocks(to))
+        quant_to_device(to, src, n, dst);
+    else
+        memcpy(dst, src, n * type_bytes(to));
 }
 
 static const uint8_t *source_row(const source *s, uint32_t row, const tensor_info **part)
@@ -56,7 +46,7 @@ static const uint8_t *source_row(const source *s, uint32_t row, const tensor_inf
             row -= (uint32_t)s->parts[i++].dims[0];
     }
     *part = &s->parts[i];
-    return (*part)->data + row * (*part)->dims[1] * type_bytes((*part)->type);
+    return (*part)->data + row * type_row_bytes((*part)->type, (*part)->dims[1]);
 }
 
 /* Largest magnitude of a row, as the exponent of its power of two; INT32_MIN for a row of zeros. */
@@ -93,6 +83,7 @@ static float row_scale(int32_t exponent)
     return ldexpf(1.0f, up > 126 ? 126 : up);
 }
 
+/* Of a dense tensor or a part of one; rows of other parts keep 1. */
 static ful_result load_scales(loader *l, const source *sources, const char *name, gpu_tensor *t)
 {
     uint64_t n = (uint64_t)t->experts * t->rows;
@@ -103,7 +94,7 @@ static ful_result load_scales(loader *l, const source *sources, const char *name
     for (uint64_t i = 0; i < n; i++) {
         const tensor_info *part;
         const uint8_t *row = source_row(&sources[i / t->rows], (uint32_t)(i % t->rows), &part);
-        scales[i] = row_scale(row_exponent(part->type, row, t->cols));
+        scales[i] = part->type == t->type ? row_scale(row_exponent(part->type, row, t->cols)) : 1;
         needed |= scales[i] != 1.0f;
     }
     ful_result r = FUL_OK;
@@ -118,40 +109,43 @@ static ful_result load_scales(loader *l, const source *sources, const char *name
     return r;
 }
 
-static ful_result load_tensor(loader *l, const source *sources, uint32_t experts, bool wide,
-                              const char *name, gpu_tensor *out)
+/* The rows of one window, in pieces that staging buffers hold. */
+static ful_result load_window(loader *l, const source *sources, const gpu_tensor *t,
+                              const gpu_window *window)
 {
-    uint32_t rows = 0, cols = (uint32_t)sources[0].parts[0].dims[1];
-    for (uint32_t i = 0; i < sources[0].count; i++)
-        rows += (uint32_t)sources[0].parts[i].dims[0];
-    ful_type type = wide ? FUL_TYPE_F32 : source_type(sources, experts);
-    TRY(gpu_tensor_create(l->model->device, type, experts, rows, cols, name, out));
-    if (model_half(l->model) && type == FUL_TYPE_BF16)
-        TRY(load_scales(l, sources, name, out));
-    uint64_t most = gpu_upload_max(l->upload) / out->row_bytes;
+    uint64_t most = gpu_upload_max(l->upload) / t->row_bytes;
     if (most == 0)
         return fail(FUL_ERR_UNSUPPORTED,
                     "tensor %s: a row of %" PRIu64 " bytes exceeds the %" PRIu64
                     " of a staging buffer",
-                    sources[0].parts[0].name, out->row_bytes, gpu_upload_max(l->upload));
-    for (uint32_t w = 0; w < out->window_count; w++) {
-        gpu_window *window = &out->windows[w];
-        uint64_t total = (uint64_t)window->expert_count * window->row_count;
-        for (uint64_t first = 0; first < total;) {
-            uint64_t n = total - first < most ? total - first : most;
-            uint8_t *room;
-            TRY(gpu_upload_room(l->upload, gpu_whole(&window->buffer), first * out->row_bytes,
-                                n * out->row_bytes, (void **)&room));
-            for (uint64_t i = 0; i < n; i++) {
-                uint32_t expert = window->expert0 + (uint32_t)((first + i) / window->row_count);
-                uint32_t row = window->row0 + (uint32_t)((first + i) % window->row_count);
-                const tensor_info *part;
-                const uint8_t *data = source_row(&sources[expert], row, &part);
-                convert_row(room + i * out->row_bytes, type, data, part->type, cols);
-            }
-            first += n;
+                    sources[0].parts[0].name, t->row_bytes, gpu_upload_max(l->upload));
+    uint64_t total = (uint64_t)window->expert_count * window->row_count;
+    for (uint64_t first = 0; first < total;) {
+        uint64_t n = total - first < most ? total - first : most;
+        uint8_t *room;
+        TRY(gpu_upload_room(l->upload, gpu_whole(&window->buffer), first * t->row_bytes,
+                            n * t->row_bytes, (void **)&room));
+        for (uint64_t i = 0; i < n; i++) {
+            uint32_t expert = window->expert0 + (uint32_t)((first + i) / window->row_count);
+            uint32_t row = window->row0 + (uint32_t)((first + i) % window->row_count);
+            const tensor_info *part;
+            const uint8_t *data = source_row(&sources[expert], row, &part);
+            convert_row(room + i * t->row_bytes, t->type, data, part->type, t->cols);
         }
+        first += n;
     }
+    return FUL_OK;
+}
+
+/* Fills a tensor or, one after the other, its parts. */
+static ful_result load_rows(loader *l, const source *sources, const char *name, gpu_tensor *t)
+{
+    for (uint32_t i = 0; i < t->part_count; i++)
+        TRY(load_rows(l, sources, name, &t->parts[i]));
+    if (t->part_count == 0 && model_half(l->model) && t->type == FUL_TYPE_BF16)
+        TRY(load_scales(l, sources, name, t));
+    for (uint32_t w = 0; w < t->window_count; w++)
+        TRY(load_window(l, sources, t, &t->windows[w]));
     return FUL_OK;
 }
 
@@ -159,36 +153,51 @@ static ful_result load_role(loader *l, tensor_role role, uint32_t layer, bool wi
                             const char *name, gpu_tensor *out)
 {
     source s = {.count = 1};
+    const tensor_info *t = &s.parts[0];
     TRY(tensor_get(l->files, &l->model->config, role, layer, 0, &s.parts[0]));
-    return load_tensor(l, &s, 1, wide, name, out);
+    TRY(gpu_tensor_create(l->model->device, wide ? FUL_TYPE_F32 : t->type, 1, (uint32_t)t->dims[0],
+                          (uint32_t)t->dims[1], name, out));
+    return load_rows(l, &s, name, out);
 }
 
 static ful_result load_joined(loader *l, const tensor_role *roles, uint32_t count, uint32_t layer,
                               const char *name, gpu_tensor *out)
 {
     source s = {.count = count};
-    for (uint32_t i = 0; i < count; i++)
+    ful_type types[3];
+    uint32_t rows[3];
+    for (uint32_t i = 0; i < count; i++) {
         TRY(tensor_get(l->files, &l->model->config, roles[i], layer, 0, &s.parts[i]));
-    return load_tensor(l, &s, 1, false, name, out);
+        types[i] = s.parts[i].type;
+        rows[i] = (uint32_t)s.parts[i].dims[0];
+    }
+    TRY(gpu_tensor_create_joined(l->model->device, types, rows, count, (uint32_t)s.parts[0].dims[1],
+                                 name, out));
+    return load_rows(l, &s, name, out);
 }
 
 static ful_result load_experts(loader *l, tensor_role first, tensor_role second, uint32_t layer,
                                const char *name, gpu_tensor *out)
 {
-    uint32_t n = l->model->config.expert_count;
+    uint32_t n = l->model->config.expert_count, count = second == first ? 1 : 2;
+    ful_type type;
+    TRY(tensor_experts_type(l->files, &l->model->config, first, second, layer, &type));
     source *s = mem_zalloc(l->alloc, n, sizeof *s);
     if (!s)
         return mem_fail(n * sizeof *s, "the list of experts");
     ful_result r = FUL_OK;
     for (uint32_t e = 0; e < n && r == FUL_OK; e++) {
-        s[e].count = second == first ? 1 : 2;
+        s[e].count = count;
         s[e].interleaved = true;
         r = tensor_get(l->files, &l->model->config, first, layer, e, &s[e].parts[0]);
-        if (r == FUL_OK && second != first)
+        if (r == FUL_OK && count == 2)
             r = tensor_get(l->files, &l->model->config, second, layer, e, &s[e].parts[1]);
     }
     if (r == FUL_OK)
-        r = load_tensor(l, s, n, false, name, out);
+        r = gpu_tensor_create(l->model->device, type, n, count * (uint32_t)s[0].parts[0].dims[0],
+                              (uint32_t)s[0].parts[0].dims[1], name, out);
+    if (r == FUL_OK)
+        r = load_rows(l, s, name, out);
     mem_free(l->alloc, s);
     return r;
 }
@@ -257,7 +266,6 @@ static ful_result load_layer(loader *l, uint32_t i)
 ful_result weights_load(ful_model *model, const tensor_file *files, ful_progress_fn progress,
                         void *progress_ctx)
 {
-    TRY(tensor_types_check(files, &model->config));
     loader l = {.model = model, .alloc = device_alloc(model->device), .files = files};
     uint32_t n = model->config.block_count;
     model->layers = mem_zalloc(l.alloc, n, sizeof *model->layers);

@@ -98,13 +98,39 @@ uint64_t op_matmul_scratch_bytes(const op_context *ctx, uint32_t rows, uint32_t 
 bool op_matmul_blocks_usable(const op_context *ctx, const gpu_tensor *w, uint32_t rows,
                              uint32_t block)
 {
+    for (uint32_t i = 0; i < w->part_count; i++)
+        if (!op_matmul_blocks_usable(ctx, &w->parts[i], rows, block))
+            return false;
+    if (w->part_count > 0)
+        return true;
     tile_request request = {.w = w, .rows = rows, .out_stride = block, .block = block};
     tile_kernel kernel;
     return op_wide(ctx) && tiles_choose(ctx, &request, &kernel);
 }
 
+/* Each part writes its own columns of out. */
+static ful_result matmul_parts(const op_context *ctx, const op_matmul_args *args)
+{
+    op_matmul_args part = *args;
+    op_fused_norm norm = {0};
+    if (args->norm != NULL) {
+        norm = *args->norm;
+        part.norm = &norm;
+    }
+    /* Sums of split columns are reduced over all columns of out. */
+    part.scratch = (gpu_range){0};
+    for (uint32_t i = 0; i < args->w->part_count; i++) {
+        part.w = &args->w->parts[i];
+        TRY(op_matmul(ctx, &part));
+        norm.out = (gpu_range){0}; /* once is enough */
+    }
+    return FUL_OK;
+}
+
 ful_result op_matmul(const op_context *ctx, const op_matmul_args *args)
 {
+    if (args->w->part_count > 0)
+        return matmul_parts(ctx, args);
     const gpu_tensor *w = args->w;
     const op_activation *x = &args->x;
     assert(w->experts == 1);
