@@ -148,10 +148,9 @@ typedef struct ful_device_params {
      * it. */
     uint64_t max_allocation_bytes;
     /* Aim for one dispatch, by the speed guessed for a device of its kind: attention visits so many
-     * keys at once, and default prefill chunks (ful_plan_params.chunk_tokens) are so long, but at least 32 tokens.
-     * 0 = 50, 10
-     * on GPUs of phones (Adreno, Mali, PowerVR, Xclipse, and whatever Android runs on), no limit
-     * on drivers that run on the processor; UINT32_MAX = no limit. */
+     * keys at once, and default prefill chunks (ful_plan_params.chunk_tokens) are so long, but at
+     * least 32 tokens. 0 = 50, 10 on GPUs of phones (Adreno, Mali, PowerVR, Xclipse, and whatever
+     * Android runs on), no limit on drivers that run on the processor; UINT32_MAX = no limit. */
     uint32_t max_dispatch_ms;
 } ful_device_params;
 #define ful_device_params(...)                                                                     \

@@ -18,9 +18,10 @@
  *
  * FULGUR_FAULT makes tests fail, to see what follows: words "selftest:KERNEL" (wrong results),
  * "selftest:KERNEL:once" (wrong in one of the three runs), "selftest:KERNEL:third" (wrong every
- * third time) or "selftest:KERNEL:lost" (the device stops), separated by commas. KERNEL is a name as the rows below have it, with or without the
- * weights' type at its end; a * at the end stands for anything. The built-in device has no such
- * faults. Verdicts under FULGUR_FAULT are kept apart from the others.
+ * third time) or "selftest:KERNEL:lost" (the device stops), separated by commas. KERNEL is a name
+ * as the rows below have it, with or without the weights' type at its end; a * at the end stands
+ * for anything. The built-in device has no such faults. Verdicts under FULGUR_FAULT are kept apart
+ * from the others.
  *
  * Another word is "lost:N": the device is lost in the Nth step that sessions submit (a chunk of a
  * prefill or a decoded token), counted through all devices of an instance. */

@@ -81,8 +81,8 @@ FUL_API ful_result ful_logits(ful_session *session, const float **logits, size_t
 FUL_API ful_result ful_sample(ful_session *session, const ful_sampler_params *params,
                               int32_t *token);
 
-/* Called with each new token before it is fed; false stops cleanly. (On GPUs the step that feeds it is
- * under way meanwhile. Whatever stops a generation, the session is as if it had not begun.) */
+/* Called with each new token before it is fed; false stops cleanly. (On GPUs the step that feeds it
+ * is under way meanwhile. Whatever stops a generation, the session is as if it had not begun.) */
 typedef bool (*ful_token_fn)(void *ctx, int32_t token);
 
 typedef struct ful_generate_params {

@@ -289,12 +289,13 @@ static uint32_t dispatch_limit(const ful_device_info *info, uint32_t asked)
     if (info->kind == FUL_DEVICE_CPU)
         return UINT32_MAX; /* no watchdog, and nobody looks at what it draws */
 #ifdef __ANDROID__
-    return 10;
+    bool phone = true;
+#else
+    bool phone = false;
 #endif
     for (size_t i = 0; i < sizeof(phones) / sizeof(phones[0]); i++)
-        if (info->vendor_id == phones[i])
-            return 10;
-    return 50;
+        phone = phone || info->vendor_id == phones[i];
+    return phone ? 10 : 50;
 }
 
 static ful_result device_fill(ful_device *d, const ful_device_params *p)

@@ -34,9 +34,9 @@ bool device_is_built_in(const ful_device *device);
 /* Largest range one binding of a tensor may have: min(storage_range, allocation, 4 GiB, or 1 GiB
  * with less than 16 GiB of memory) rounded down to 256 bytes. */
 uint64_t device_window_bytes(const ful_device *device);
-/* Arithmetic that one dispatch of plain kernels may hold to stay within max_dispatch_ms at the speed
- * first guessed for the device, so that sizes that are planned once stay what they were. Infinite
- * without a bound. */
+/* Arithmetic that one dispatch of plain kernels may hold to stay within max_dispatch_ms at the
+ * speed first guessed for the device, so that sizes that are planned once stay what they were.
+ * Infinite without a bound. */
 double device_dispatch_flops(const ful_device *device);
 /* Bytes that may still be allocated by the budget and memory_limit_bytes. */
 uint64_t device_free_bytes(const ful_device *device);

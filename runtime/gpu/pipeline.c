@@ -408,9 +408,10 @@ ful_result gpu_pipelines_end(ful_device *device, ful_progress_fn progress, void 
             list[n++] = device->pipelines[i];
     if (r == FUL_OK && n > 0)
         r = device_alive(device);
-    sort_longest(list, r == FUL_OK ? n : 0);
-    if (r == FUL_OK && n > 0)
+    if (r == FUL_OK && n > 0) {
+        sort_longest(list, n);
         r = batch_run(device, list, results, n, progress, progress_ctx);
+    }
     mem_free(&device->alloc, list);
     mem_free(&device->alloc, results);
     mutex_unlock(device->pipeline_lock);
