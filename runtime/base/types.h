@@ -11,20 +11,28 @@ typedef struct type_traits {
     uint32_t block_elements; /* 1 for floats */
     uint32_t block_bytes;    /* in files */
     /* On the device, a row of blocks is three planes that each begin at a multiple of 16 bytes, so
-     * that words can be read of any type: low bits, high bits, scales. Bytes for every 256
-     * elements.
+     * that words can be read of any type: low bits, high bits, scales. Here: bytes of a plane for
+     * every 256 elements.
      *
-     * low, 8 bits:  signed bytes in order.
-     * low, 4 bits:  eight elements a word; element e at bit 4 (e / 2) + 16 (e % 2), so that one
-     * mask takes two neighbours into the halves of a word. 2 bits:       (low of q2_k and q3_k,
-     * high of q6_k) sixteen elements a word; element e at bit 2 (e / 2) + 16 (e % 2). high, 1 bit:
-     * 32 elements a word; element e at bit e / 2 + 16 (e % 2). scales:       q8_0, q4_0, q5_0,
-     * iq4_nl: fp16 d for 32 elements. q4_1, q5_1: a word d | m << 16. mxfp4: a byte, its exponent
-     * of two plus 127. Of 256 elements, in words: q4_k, q5_k: d | dmin << 16; low 4 bits of eight
-     * scales, scale i at bit 4 i; the same of eight minima; high 2 bits, of scale i at bit 2 i, of
-     * minimum i at bit 16 + 2 i. q2_k: d | dmin << 16; sixteen bytes, scale in the low 4 bits,
-     * minimum in the high 4. q3_k: d; low 4 bits of sixteen scales in two words, scale i at bit 4
-     * (i % 8); high 2 bits of scale i at bit 2 i. q6_k: d; sixteen signed bytes. */
+     * Codes, bits in each plane (element e of those in a word begins at the bit that is named, so
+     * that one mask takes two neighbours into the halves of a word):
+     *  - 8 (low of q8_0): signed bytes in order;
+     *  - 4 (low): eight elements a word, at bit 4 (e / 2) + 16 (e % 2);
+     *  - 2 (low of q2_k and q3_k, high of q6_k): sixteen a word, at bit 2 (e / 2) + 16 (e % 2);
+     *  - 1 (high): 32 a word, at bit e / 2 + 16 (e % 2).
+     *
+     * Scales of 32 elements:
+     *  - q8_0, q4_0, q5_0, iq4_nl: fp16 d;
+     *  - q4_1, q5_1: a word d | m << 16;
+     *  - mxfp4: a byte, its exponent of two plus 127.
+     *
+     * Scales of 256 elements, in words:
+     *  - q4_k, q5_k: d | dmin << 16; the low 4 bits of eight scales, scale i at bit 4 i; those of
+     *    eight minima; the high 2 bits, of scale i at bit 2 i, of minimum i at bit 16 + 2 i;
+     *  - q2_k: d | dmin << 16; sixteen bytes, a scale in the low 4 bits, its minimum in the high 4;
+     *  - q3_k: d; the low 4 bits of sixteen scales in two words, scale i at bit 4 (i % 8); their
+     *    high 2 bits, of scale i at bit 2 i;
+     *  - q6_k: d; sixteen signed bytes. */
     uint16_t low, high, scales;
 } type_traits;
 
