@@ -1,6 +1,7 @@
 /* Models whose weights are made on the device. */
 #include "../util/checkpoint.h"
 #include "../util/model_fixture.h" /* before cmocka, whose fail() is a macro */
+#include "format/quant.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -161,6 +162,50 @@ static void test_types(void **state)
     fixture_close(&f);
 }
 
+/* Random codes under scales that give weights of blocks the deviation of all others; the same ones
+ * however tensors are cut. */
+static void test_blocks(void **state)
+{
+    (void)state;
+    enum { COLS = 512, WIDTH = 256, ROWS = 40 };
+    for (ful_type type = FUL_TYPE_Q8_0; type <= FUL_TYPE_MXFP4; type = (ful_type)(type + 1)) {
+        const ful_synthetic_params *params =
+            ful_synthetic_params(.block_count = 1, .hidden_size = COLS, .intermediate_size = WIDTH,
+                                 .vocab_size = 64, .head_count = 2, .kv_head_count = 1,
+                                 .head_dim = 128, .expert_count = 2, .weight_type = type);
+        static uint8_t rows[2][ROWS][4 * COLS];
+        uint64_t bytes = type_device_row_bytes(type, COLS);
+        for (int cut = 0; cut < 2; cut++) {
+            made m;
+            make(&m, cut ? "range=262144" : "", params, FUL_PRECISION_F32);
+            const gpu_tensor *w = &m.model->layers[0].w13;
+            assert_int_equal(w->type, type);
+            for (uint32_t r = 0; r < ROWS; r++)
+                EXPECT_OK(gpu_range_read(m.device.device, gpu_tensor_row(w, 1, 471 + r), 0,
+                                         rows[cut][r], bytes));
+            unmake(&m);
+        }
+        double sum = 0.0, squares = 0.0, n = (double)ROWS * COLS;
+        for (uint32_t r = 0; r < ROWS; r++) {
+            float values[COLS];
+            assert_memory_equal(rows[0][r], rows[1][r], bytes);
+            quant_decode_device(type, rows[0][r], COLS, values);
+            for (int c = 0; c < COLS; c++) {
+                sum += (double)values[c];
+                squares += (double)values[c] * values[c];
+            }
+        }
+        /* 1/sqrt(COLS); mxfp4 comes as near as powers of two do. Codes reach further below 0 than
+         * above: half a code in the mean. */
+        double deviation_by = sqrt(squares / n * COLS);
+        double most = type == FUL_TYPE_MXFP4 ? 1.45 : 1.1;
+        if (deviation_by > most || deviation_by < 1.0 / most ||
+            fabs(sum / n) * sqrt((double)COLS) > 0.2)
+            fail_msg("%s: deviates by %g, mean %g", ful_type_name(type), deviation_by,
+                     sum / n * sqrt((double)COLS));
+    }
+}
+
 static void test_half(void **state)
 {
     (void)state;
@@ -211,6 +256,12 @@ static void test_refusals(void **state)
                               &info),
         FUL_ERR_ARGUMENT);
     expect_error_words("77", NULL);
+    assert_int_equal(
+        ful_synthetic_inspect(ful_synthetic_params(.preset = "tiny", .intermediate_size = 128,
+                                                   .weight_type = FUL_TYPE_Q4_K),
+                              &info),
+        FUL_ERR_ARGUMENT);
+    expect_error_words("intermediate_size", "128", "256", "q4_k", NULL);
 
     /* The real thing's size is known without a device: 456 billion parameters. */
     EXPECT_OK(ful_synthetic_inspect(ful_synthetic_params(.preset = "full80"), &info));
@@ -429,15 +480,11 @@ int main(void)
 {
     fixture_require_device();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_seed),
-        cmocka_unit_test(test_types),
-        cmocka_unit_test(test_half),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_plan_and_cancel),
-        cmocka_unit_test(test_routes),
-        cmocka_unit_test(test_wide_chunks),
-        cmocka_unit_test(test_default_chunk),
-        cmocka_unit_test(test_one_bad_logit),
+        cmocka_unit_test(test_same_seed),     cmocka_unit_test(test_types),
+        cmocka_unit_test(test_blocks),        cmocka_unit_test(test_half),
+        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_plan_and_cancel),
+        cmocka_unit_test(test_routes),        cmocka_unit_test(test_wide_chunks),
+        cmocka_unit_test(test_default_chunk), cmocka_unit_test(test_one_bad_logit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
