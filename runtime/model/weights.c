@@ -5,8 +5,10 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
+#include "base/team.h"
 #include "format/quant.h"
 #include "model/names.h"
 
@@ -15,6 +17,7 @@ typedef struct loader {
     const ful_alloc *alloc;
     const tensor_file *files;
     gpu_upload *upload;
+    team *team; /* puts rows where staging buffers have room */
 } loader;
 
 /* Up to three matrices whose rows follow each other, or alternate, in one device tensor. */
@@ -109,6 +112,38 @@ static ful_result load_scales(loader *l, const source *sources, const char *name
     return r;
 }
 
+/* Some rows of a window, laid out by whoever comes: one thread reads pages of a file and packs
+ * blocks slower than a GPU takes them. */
+typedef struct rows_job {
+    const source *sources;
+    const gpu_tensor *tensor;
+    const gpu_window *window;
+    uint64_t first, count; /* of the window's rows */
+    uint8_t *room;
+    atomic_ullong next; /* of these */
+} rows_job;
+
+static void rows_work(void *ctx)
+{
+    enum { ROWS_AT_ONCE = 8 };
+    rows_job *job = ctx;
+    const gpu_window *w = job->window;
+    const gpu_tensor *t = job->tensor;
+    for (;;) {
+        uint64_t i = atomic_fetch_add(&job->next, ROWS_AT_ONCE);
+        uint64_t end = i + ROWS_AT_ONCE < job->count ? i + ROWS_AT_ONCE : job->count;
+        if (i >= end)
+            return;
+        for (; i < end; i++) {
+            uint32_t expert = w->expert0 + (uint32_t)((job->first + i) / w->row_count);
+            uint32_t row = w->row0 + (uint32_t)((job->first + i) % w->row_count);
+            const tensor_info *part;
+            const uint8_t *data = source_row(&job->sources[expert], row, &part);
+            convert_row(job->room + i * t->row_bytes, t->type, data, part->type, t->cols);
+        }
+    }
+}
+
 /* The rows of one window, in pieces that staging buffers hold. */
 static ful_result load_window(loader *l, const source *sources, const gpu_tensor *t,
                               const gpu_window *window)
@@ -125,13 +160,8 @@ static ful_result load_window(loader *l, const source *sources, const gpu_tensor
         uint8_t *room;
         TRY(gpu_upload_room(l->upload, gpu_whole(&window->buffer), first * t->row_bytes,
                             n * t->row_bytes, (void **)&room));
-        for (uint64_t i = 0; i < n; i++) {
-            uint32_t expert = window->expert0 + (uint32_t)((first + i) / window->row_count);
-            uint32_t row = window->row0 + (uint32_t)((first + i) % window->row_count);
-            const tensor_info *part;
-            const uint8_t *data = source_row(&sources[expert], row, &part);
-            convert_row(room + i * t->row_bytes, t->type, data, part->type, t->cols);
-        }
+        rows_job job = {sources, t, window, first, n, room, 0};
+        team_run(l->team, rows_work, &job);
         first += n;
     }
     return FUL_OK;
@@ -267,19 +297,25 @@ ful_result weights_load(ful_model *model, const tensor_file *files, ful_progress
                         void *progress_ctx)
 {
     loader l = {.model = model, .alloc = device_alloc(model->device), .files = files};
+    enum { MOST_THREADS = 8 };
+    unsigned threads = thread_count();
     uint32_t n = model->config.block_count;
     model->layers = mem_zalloc(l.alloc, n, sizeof *model->layers);
     if (!model->layers)
         return mem_fail(n * sizeof *model->layers, "the layers");
     TRY(gpu_upload_begin(model->device, model->info.weight_bytes, progress, progress_ctx,
                          &l.upload));
-    ful_result r = load_role(&l, ROLE_EMBEDDING, 0, false, "embedding", &model->embedding);
+    l.team = team_create(l.alloc, threads < MOST_THREADS ? threads : MOST_THREADS);
+    ful_result r = l.team ? FUL_OK : mem_fail(sizeof(void *), "a team of threads");
+    if (r == FUL_OK)
+        r = load_role(&l, ROLE_EMBEDDING, 0, false, "embedding", &model->embedding);
     if (r == FUL_OK && !model->config.tied_head)
         r = load_role(&l, ROLE_HEAD, 0, false, "head", &model->head);
     if (r == FUL_OK)
         r = load_vector(&l, ROLE_FINAL_NORM, 0, "final_norm", &model->final_norm);
     for (uint32_t i = 0; i < n && r == FUL_OK; i++)
         r = load_layer(&l, i);
+    team_destroy(l.alloc, &l.team);
     if (r != FUL_OK) {
         gpu_upload_cancel(&l.upload);
         return r;
