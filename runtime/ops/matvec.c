@@ -285,6 +285,19 @@ static void bind_norm(const op_matmul_args *args, uint32_t window, matvec_push *
     d->cost.bytes += (double)args->rows * (double)(row_bytes + b_bytes);
 }
 
+/* One row's columns lie together: a window binds its own only, so that the next one need not wait
+ * for it, wherever they begin as bindings may. */
+static gpu_range bind_columns(const op_matmul_args *args, const gpu_window *window,
+                              matvec_push *push)
+{
+    uint64_t from = 4 * (uint64_t)window->row0;
+    if (args->rows > 1 || args->act == OP_ACT_SWIGLU || from % 256 != 0)
+        return op_rows(args->out, push->row0, push->row_count, 4 * (uint64_t)args->out_stride);
+    push->w_row0 = 0;
+    push->split = args->split > window->row0 ? args->split - window->row0 : 0;
+    return gpu_part(args->out, from, 4 * (uint64_t)window->row_count);
+}
+
 ful_result matvec_matmul(const op_context *ctx, const op_matmul_args *args)
 {
     const gpu_tensor *w = args->w;
@@ -327,8 +340,8 @@ ful_result matvec_matmul(const op_context *ctx, const op_matmul_args *args)
                                 .split = args->split};
             gpu_dispatch d = {
                 .pipeline = pipeline,
-                .buffers = {x_part, gpu_whole(&window->buffer),
-                            op_rows(args->out, row0, rows, out_row_bytes), scale},
+                .buffers = {x_part, gpu_whole(&window->buffer), bind_columns(args, window, &push),
+                            scale},
                 .writes = 1u << 2,
                 .uniform = ctx->step,
                 .push = &push,
