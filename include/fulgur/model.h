@@ -38,8 +38,10 @@ typedef struct ful_model_info {
     double alpha_lightning, beta_lightning, alpha_softmax, beta_softmax, alpha_mlp, beta_mlp;
     ful_decay decay;
     bool tied_head;
-    int32_t bos_token_id, eos_token_id; /* -1: none given */
-    uint32_t tensor_count;              /* that the model uses */
+    int32_t bos_token_id;  /* to put in front of a text; -1: none given (of a GGUF: or its key
+                              add_bos_token is not true) */
+    int32_t eos_token_id;  /* -1: none given */
+    uint32_t tensor_count; /* that the model uses */
     uint64_t file_bytes, parameter_count;
     uint64_t active_parameter_count; /* read for one decoded token; the embedding counts one row */
     uint64_t weight_bytes;           /* on the device */

@@ -89,6 +89,18 @@ typedef enum ful_chat_format {
     FUL_CHAT_M1 = 2       /* MiniMax-M1's own template (not the one other engines ship) */
 } ful_chat_format;
 
+typedef enum ful_chat_template {
+    FUL_CHAT_TEMPLATE_NONE = 0,  /* the file has none; a tokenizer.json never has one */
+    FUL_CHAT_TEMPLATE_KNOWN = 1, /* it writes one of the formats */
+    FUL_CHAT_TEMPLATE_OTHER = 2  /* it writes another one; it is not used */
+} ful_chat_template;
+
+/* The format for conversations with the model this tokenizer belongs to: the one that the GGUF's
+ * chat template writes, or, if there is none or another one, M1's if the tokenizer knows its mark,
+ * else Text-01's. chat_template: what the file has (NULL allowed). */
+FUL_API ful_chat_format ful_tokenizer_chat_format(const ful_tokenizer *tokenizer,
+                                                  ful_chat_template *chat_template);
+
 typedef enum ful_role {
     FUL_ROLE_SYSTEM = 1,
     FUL_ROLE_USER = 2,

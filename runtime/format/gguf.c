@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "format/tensor_file.h"
 
 enum {
@@ -110,6 +111,10 @@ static ful_result name_take(cursor *c, place *p, uint64_t index, uint64_t limit)
         if (b[i] < 0x20 || b[i] == 0x7f)
             return fail(FUL_ERR_FORMAT, "%s: %s '%s': its name has byte 0x%02X at %" PRIu64,
                         c->path, p->what, number, b[i], i);
+    size_t wrong;
+    if (!utf8_valid((const char *)b, (size_t)bytes, &wrong))
+        return fail(FUL_ERR_FORMAT, "%s: %s '%s': its name is not UTF-8 at byte %zu", c->path,
+                    p->what, number, wrong);
     p->name = (const char *)b;
     p->name_bytes = bytes;
     return FUL_OK;

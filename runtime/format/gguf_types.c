@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "format/gguf.h"
 
 static const gguf_tensor_type types[] = {
@@ -160,6 +161,24 @@ bool gguf_text_is(const gguf_value *v, const char *text)
     return t.bytes == strlen(text) && memcmp(t.data, text, t.bytes) == 0;
 }
 
+/* A text's beginning in quotes. It goes to terminals and logs: of what no line should hold, and of
+ * what is not UTF-8, a question mark is seen. */
+static void text_words(const gguf_text *t, char *out, size_t bytes)
+{
+    char shown[80];
+    size_t n = t->bytes < sizeof shown ? t->bytes : sizeof shown, wrong;
+    /* Not half a code point at the end. */
+    for (int i = 0; n < t->bytes && i < 3 && n > 0 && ((uint8_t)t->data[n] & 0xc0) == 0x80; i++)
+        n--;
+    memcpy(shown, t->data, n);
+    for (size_t i = 0; i < n; i++)
+        if ((uint8_t)shown[i] < 0x20 || shown[i] == 0x7f)
+            shown[i] = '?';
+    while (!utf8_valid(shown, n, &wrong))
+        shown[wrong] = '?';
+    snprintf(out, bytes, "\"%.*s\"%s", (int)n, shown, n < t->bytes ? "..." : "");
+}
+
 const char *gguf_value_words(const gguf_value *v, char *out, size_t bytes)
 {
     double x;
@@ -178,7 +197,7 @@ const char *gguf_value_words(const gguf_value *v, char *out, size_t bytes)
         snprintf(out, bytes, "%s", yes ? "true" : "false");
     else {
         gguf_text_next(v->data, &t);
-        snprintf(out, bytes, "\"%.*s\"", (int)(t.bytes < 80 ? t.bytes : 80), t.data);
+        text_words(&t, out, bytes);
     }
     return out;
 }

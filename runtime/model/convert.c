@@ -139,8 +139,10 @@ static void config_put(const converter *v)
     gguf_put_f64(w, FULGUR_LIGHTNING_NORM_EPSILON, c->lightning_norm_eps);
     const char *decay = c->decay == DECAY_HF ? "hf" : "orig";
     gguf_put_text(w, FULGUR_LIGHTNING_DECAY, decay, strlen(decay));
-    if (c->bos_token_id >= 0)
+    if (c->bos_token_id >= 0) {
         gguf_put_u32(w, "tokenizer.ggml.bos_token_id", (uint32_t)c->bos_token_id);
+        gguf_put_bool(w, "tokenizer.ggml.add_bos_token", true);
+    }
     if (c->eos_token_id >= 0)
         gguf_put_u32(w, "tokenizer.ggml.eos_token_id", (uint32_t)c->eos_token_id);
 }
@@ -148,12 +150,15 @@ static void config_put(const converter *v)
 /* The tokenizer's keys of another GGUF, but for those that config_put has written. */
 static void tokenizer_copy(const converter *v, const gguf_keys *keys)
 {
-    static const char prefix[] = "tokenizer.", bos[] = "tokenizer.ggml.bos_token_id",
-                      eos[] = "tokenizer.ggml.eos_token_id";
+    static const char prefix[] = "tokenizer.";
     for (uint32_t i = 0; i < gguf_keys_count(keys); i++) {
         const gguf_value *value = gguf_keys_at(keys, i);
-        if (strncmp(value->key, prefix, sizeof prefix - 1) == 0 && strcmp(value->key, bos) != 0 &&
-            strcmp(value->key, eos) != 0)
+        const char *key = value->key;
+        bool bos = strcmp(key, "tokenizer.ggml.bos_token_id") == 0 ||
+                   strcmp(key, "tokenizer.ggml.add_bos_token") == 0;
+        bool eos = strcmp(key, "tokenizer.ggml.eos_token_id") == 0;
+        if (strncmp(key, prefix, sizeof prefix - 1) == 0 &&
+            !(bos && v->config->bos_token_id >= 0) && !(eos && v->config->eos_token_id >= 0))
             gguf_put_value(v->writer, value);
     }
 }

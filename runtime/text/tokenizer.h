@@ -47,7 +47,12 @@ struct ful_tokenizer {
     splitter *split;
     bool normalise;     /* NFC */
     bool ignore_merges; /* a piece that is a token stays whole */
+    bool has_template;
+    ful_chat_format template_format; /* 0: none of those known */
 };
+
+/* The format that a chat template writes; 0 if it is none of those known. */
+ful_chat_format chat_template_format(const char *text, size_t bytes);
 
 /* ful_tokenizer_load with an allocator in place of the instance. */
 ful_result tokenizer_create(ful_tokenizer **out, const ful_alloc *alloc, const char *path);

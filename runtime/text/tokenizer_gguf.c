@@ -175,8 +175,20 @@ static ful_result keys_read(ful_tokenizer *t, const gguf_keys *keys)
     return merges_read(t, keys);
 }
 
+static void template_read(ful_tokenizer *t, const gguf_keys *keys)
+{
+    gguf_text text;
+    const gguf_value *v = gguf_keys_one(keys, "tokenizer.chat_template");
+    t->has_template = v && v->kind == GGUF_TEXT;
+    if (!t->has_template)
+        return;
+    gguf_text_next(v->data, &text);
+    t->template_format = chat_template_format(text.data, text.bytes);
+}
+
 ful_result tokenizer_read_gguf(ful_tokenizer *t, const gguf_keys *keys)
 {
+    template_read(t, keys);
     ful_result result = keys_read(t, keys);
     return result == FUL_OK ? FUL_OK : fail_context(result, "%s", gguf_keys_path(keys));
 }

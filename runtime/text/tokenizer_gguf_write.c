@@ -151,7 +151,6 @@ static ful_result plain_put(const ful_alloc *a, const json_t *root, uint32_t voc
         gguf_put_text(w, "tokenizer.ggml.pre", TOKENIZER_GGUF_PRE, strlen(TOKENIZER_GGUF_PRE));
         tokens_put(&list, w);
         r = merges_put(a, json_object_get(json_object_get(root, "model"), "merges"), w);
-        gguf_put_bool(w, "tokenizer.ggml.add_bos_token", false);
     }
     mem_free(a, list.texts);
     mem_free(a, list.types);

@@ -3,9 +3,8 @@
 #define FULGUR_TEXT_UNICODE_H
 
 #include "base/alloc.h"
+#include "base/utf8.h"
 
-/* True if the whole text is UTF-8; else *offset is where the first bad sequence starts. */
-bool utf8_valid(const char *text, size_t bytes, size_t *offset);
 /* Length 1..4 of the code point at `text`, which must be valid. */
 size_t utf8_read(const char *text, uint32_t *point);
 /* Writes 1..4 bytes. */

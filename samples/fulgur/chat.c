@@ -165,10 +165,9 @@ static int talk(chat *c, bool stats)
 
 static ful_chat_format choose_format(const ful_tokenizer *t, const char *text)
 {
-    static const char m1_mark[] = "<begin_of_document>";
-    bool m1 = text ? strcmp(text, "m1") == 0
-                   : ful_tokenizer_token_id(t, m1_mark, sizeof m1_mark - 1) >= 0;
-    return m1 ? FUL_CHAT_M1 : FUL_CHAT_TEXT_01;
+    if (!text)
+        return ful_tokenizer_chat_format(t, NULL);
+    return strcmp(text, "m1") == 0 ? FUL_CHAT_M1 : FUL_CHAT_TEXT_01;
 }
 
 static int run(int argc, char **argv)
@@ -180,7 +179,7 @@ static int run(int argc, char **argv)
     cli_option options[CLI_MODEL_OPTIONS + CLI_SAMPLING_OPTIONS + 3] = {
         {0, "system", "TEXT", CLI_TEXT, &system, "system message"},
         {0, "format", "text-01|m1", CLI_CHOICE, &format,
-         "chat format (default: m1 if the tokenizer knows its mark)"},
+         "chat format (default: the one that `fulgur inspect` names)"},
         {0, "stats", NULL, CLI_FLAG, &stats, "print times and memory at the end"},
     };
     cli_sampling_options(&sampling, options + 3);

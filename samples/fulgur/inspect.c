@@ -71,6 +71,27 @@ static void print_json(const ful_model_info *m)
            (unsigned long long)m->state_bytes, (unsigned long long)m->kv_bytes_per_token);
 }
 
+/* How conversations are written, and what becomes of the file's own template. */
+static void print_chat(ful_instance *instance, const char *path, bool json)
+{
+    static const char *const templates[] = {"none", "known", "other"},
+                             *const words[] = {"", ", as its chat template",
+                                               "; its chat template is another one and not used"};
+    ful_tokenizer *t;
+    ful_chat_template told;
+    if (ful_tokenizer_load(&t, instance, path) != FUL_OK) {
+        if (!json)
+            printf("chat          no tokenizer: %s\n", ful_last_error());
+        return;
+    }
+    const char *format = ful_tokenizer_chat_format(t, &told) == FUL_CHAT_M1 ? "m1" : "text-01";
+    if (json)
+        printf(", \"chat_format\": \"%s\", \"chat_template\": \"%s\"", format, templates[told]);
+    else
+        printf("chat          format %s%s\n", format, words[told]);
+    ful_tokenizer_destroy(&t);
+}
+
 static bool print_tensor(void *ctx, const ful_tensor_info *t)
 {
     (void)ctx;
@@ -150,6 +171,7 @@ static int print_all(ful_instance *instance, const char *path, const ful_model_i
         return cli_fail(path);
     print_text(info);
     print_types(&sums);
+    print_chat(instance, path, false);
     if (check)
         printf("check         every weight is finite\n");
     if (tensors && ful_model_tensors(instance, path, print_tensor, NULL) != FUL_OK)
@@ -166,6 +188,7 @@ static int print_all_json(ful_instance *instance, const char *path, const ful_mo
         return cli_fail(path);
     print_json(info);
     print_types_json(&sums);
+    print_chat(instance, path, true);
     if (check)
         printf(", \"finite\": true");
     if (tensors) {

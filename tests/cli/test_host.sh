@@ -99,6 +99,7 @@ for pair in architecture=minimax-01 weight_type=f16 tensor_count=43 expert_count
 done
 expect_text "inspect a GGUF: types in JSON" "$out" '"types": {"F' '"F16": {"tensors": 27, '
 run inspect "$scratch/demo.gguf" --tensors
+expect_text "inspect a GGUF: chat" "$out" "chat          format text-01"
 expect_text "inspect a GGUF: types and tensors" "$out" "types         BF16: " "F32: " \
     "blk.7.ffn_down_exps.weight" "8 x 256 x 256" "17.160 M, 6.675 M active"
 printf 'A <end_of_sentence> caf\303\251, once upon a time.\n' >"$scratch/sentence"

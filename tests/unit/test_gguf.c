@@ -151,6 +151,38 @@ static void test_good(void **state)
     expect_words(TEXTS("2 GGUF models", "folder"));
 }
 
+/* A hostile text in an error line: one line of UTF-8, and it ends. */
+static void test_words(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *words;
+    } cases[] = {{"plain \xc3\xa9", "\"plain \xc3\xa9\""},
+                 {"\33[2Ja\nb\x7f", "\"?[2Ja?b?\""},
+                 {"\xff\xe2\x82", "\"???\""}};
+    char words[128], longest[100];
+    gguf_keys *keys;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        image_head(&image, 3, 0, 1);
+        image_key_text(&image, "k", cases[i].text);
+        assert_int_equal(gguf_keys_read(NULL, "w", image.bytes, image.n, &keys), FUL_OK);
+        assert_string_equal(gguf_value_words(gguf_keys_one(keys, "k"), words, sizeof words),
+                            cases[i].words);
+        gguf_keys_close(&keys);
+    }
+    /* Cut between code points: byte 80 is the second of one. */
+    memset(longest, 'x', sizeof longest);
+    memcpy(longest + 79, "\xc3\xa9", 2);
+    longest[90] = '\0';
+    image_head(&image, 3, 0, 1);
+    image_key_text(&image, "k", longest);
+    assert_int_equal(gguf_keys_read(NULL, "w", image.bytes, image.n, &keys), FUL_OK);
+    gguf_value_words(gguf_keys_one(keys, "k"), words, sizeof words);
+    assert_int_equal(strlen(words), 79 + 2 + 3);
+    assert_string_equal(words + 79, "x\"...");
+    gguf_keys_close(&keys);
+}
+
 /* ---- wrong heads ---- */
 
 static void test_head(void **state)
@@ -235,6 +267,8 @@ static void test_keys(void **state)
     refused(FUL_ERR_FORMAT, TEXTS("key '0'", "40 bytes", "ends at"));
     one_key("a\nb", GGUF_U8), image_raw(&image, zeros, 1);
     refused(FUL_ERR_FORMAT, TEXTS("key '0'", "0x0A at 1"));
+    one_key("k\xc3", GGUF_U8), image_raw(&image, zeros, 1);
+    refused(FUL_ERR_FORMAT, TEXTS("key '0'", "UTF-8 at byte 1"));
     one_key("k", 13), image_raw(&image, zeros, 8);
     refused(FUL_ERR_FORMAT, TEXTS("'k'", "unknown kind", "13"));
     one_key("k", GGUF_ARRAY), image_u32(&image, 77), image_u64(&image, 0);
@@ -313,6 +347,14 @@ static void test_tensors(void **state)
     tensor_refused((one_tensor){5, {1, 1, 1, 1, 1}, 0, 0}, FUL_ERR_FORMAT,
                    TEXTS("'bad'", "5 dimensions", "4"));
     tensor_refused((one_tensor){1, {8}, 4, 0}, FUL_ERR_UNSUPPORTED, TEXTS("'bad'", "type 4"));
+    /* Numbers of types that the format once had, and those it has not given yet. */
+    static const uint32_t removed[] = {4, 5, 31, 32, 33, 36, 37, 38, 42, 255, UINT32_MAX};
+    for (size_t i = 0; i < sizeof removed / sizeof *removed; i++) {
+        char text[32];
+        snprintf(text, sizeof text, "type %" PRIu32, removed[i]);
+        tensor_refused((one_tensor){1, {256}, removed[i], 0}, FUL_ERR_UNSUPPORTED,
+                       TEXTS("'bad'", text));
+    }
     tensor_refused((one_tensor){1, {8}, 4000000000u, 0}, FUL_ERR_UNSUPPORTED,
                    TEXTS("'bad'", "type 4000000000"));
     tensor_refused((one_tensor){1, {33}, 8, 0}, FUL_ERR_FORMAT,
@@ -352,6 +394,9 @@ static void test_tensors(void **state)
     image_tensor(&image, "one", 1, forty, 24, 0), image_tensor(&image, "two", 1, eight, 24, 32);
     image_data(&image, 32, 64);
     refused(FUL_ERR_FORMAT, TEXTS("'two'", "inside", "'one'"));
+    image_head(&image, 3, 1, 0);
+    image_tensor(&image, "a\xff", 1, eight, 24, 0), image_data(&image, 32, 64);
+    refused(FUL_ERR_FORMAT, TEXTS("tensor '0'", "UTF-8 at byte 1"));
     image_head(&image, 3, 1, 0);
     image_u64(&image, 1024), image_data(&image, 32, 2000);
     refused(FUL_ERR_FORMAT, TEXTS("tensor '0'", "1024 bytes", "1023"));
@@ -698,6 +743,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_good),
+        cmocka_unit_test(test_words),
         cmocka_unit_test(test_head),
         cmocka_unit_test(test_keys),
         cmocka_unit_test(test_alignment),

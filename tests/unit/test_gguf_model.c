@@ -230,6 +230,8 @@ static void test_convert_failures(void **state)
 /* A model of zeros with the keys that the caller puts beside or instead of the usual ones. */
 typedef struct made {
     const char *without, *without_too; /* keys or tensors that are left out */
+    bool without_sizes;                /* the keys that put_kinds puts */
+    const char *extra;                 /* one tensor more */
     void (*put)(gguf_writer *w);       /* more keys */
     ful_type type;                     /* of matrices; 0 = F32 */
     uint64_t experts;                  /* in the tensors; 0 = 2 */
@@ -265,7 +267,8 @@ static void put_keys(const made *m, gguf_writer *w)
     if (!left_out(m, "general.architecture"))
         gguf_put_text(w, "general.architecture", "minimax-01", 10);
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        if (!left_out(m, sizes[i].key)) {
+        if (!left_out(m, sizes[i].key) &&
+            !(m->without_sizes && i != 5 && i != 6 && i != 7 && i != 8 && i != 11)) {
             snprintf(key, sizeof key, "minimax-01.%s", sizes[i].key);
             gguf_put_u32(w, key, sizes[i].value);
         }
@@ -346,6 +349,10 @@ static const char *make(const made *m)
     gguf_writer *w;
     for (uint32_t l = 0; l < LAYERS; l++)
         n += layer_tensors(m, l, t + n);
+    if (m->extra) {
+        t[n] = (made_tensor){.n_dims = 1, .dims = {8}};
+        snprintf(t[n++].name, sizeof t->name, "%s", m->extra);
+    }
     snprintf(path, sizeof path, "%s", fresh());
     must(gguf_writer_open(&libc, path, &w));
     put_keys(m, w);
@@ -388,7 +395,63 @@ static void put_exact(gguf_writer *w)
     gguf_put_f64(w, FULGUR_LIGHTNING_NORM_EPSILON, 2e-6);
     gguf_put_text(w, FULGUR_LIGHTNING_DECAY, "hf", 2);
     gguf_put_u32(w, "tokenizer.ggml.bos_token_id", 7);
+    gguf_put_bool(w, "tokenizer.ggml.add_bos_token", true);
     gguf_put_u32(w, "tokenizer.ggml.eos_token_id", UINT32_MAX);
+}
+
+/* As published models have it: a begin token that is not put in front. */
+static void put_bos_unused(gguf_writer *w)
+{
+    gguf_put_u32(w, "tokenizer.ggml.bos_token_id", 7);
+    gguf_put_bool(w, "tokenizer.ggml.add_bos_token", false);
+    gguf_put_u32(w, "tokenizer.ggml.eot_token_id", 9);
+}
+
+/* What other programs may say of the architecture, as it is. */
+static void put_plain_features(gguf_writer *w)
+{
+    gguf_put_text(w, "minimax-01.rope.scaling.type", "linear", 6);
+    gguf_put_f32(w, "minimax-01.rope.scaling.factor", 1.0f);
+    gguf_put_u32(w, "minimax-01.expert_gating_func", 1);
+    gguf_put_bool(w, "minimax-01.expert_weights_norm", true);
+    gguf_put_f32(w, "minimax-01.expert_weights_scale", 1.0f);
+    gguf_put_u32(w, "minimax-01.expert_group_count", 1);
+    gguf_put_u32(w, "minimax-01.attention.sliding_window", 0);
+}
+
+static void put_no_scaling(gguf_writer *w)
+{
+    gguf_put_text(w, "minimax-01.rope.scaling.type", "none", 4);
+    gguf_put_f32(w, "minimax-01.rope.scaling.factor", 4.0f); /* of no effect then */
+}
+
+/* The same number in every kind of integer. */
+static void put_kinds(gguf_writer *w)
+{
+    static const struct {
+        const char *key;
+        gguf_kind kind;
+        uint8_t data[8];
+    } values[] = {
+        {"block_count", GGUF_U8, {LAYERS}},         {"context_length", GGUF_I64, {64}},
+        {"embedding_length", GGUF_I32, {HIDDEN}},   {"feed_forward_length", GGUF_U64, {WIDTH}},
+        {"attention.head_count", GGUF_I8, {HEADS}}, {"expert_count", GGUF_U16, {2}},
+        {"expert_used_count", GGUF_I16, {1}}};
+    char key[80];
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+        snprintf(key, sizeof key, "minimax-01.%s", values[i].key);
+        static const uint8_t bytes[GGUF_KIND_COUNT] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+        gguf_put_value(w, &(gguf_value){.key = key,
+                                        .kind = values[i].kind,
+                                        .count = 1,
+                                        .data = values[i].data,
+                                        .bytes = bytes[values[i].kind]});
+    }
+}
+
+static void put_layers_as_numbers(gguf_writer *w)
+{
+    gguf_put_i32s(w, "minimax-01.attention.recurrent_layers", (int32_t[]){1, 1, 0}, 3);
 }
 
 static void put_layers(gguf_writer *w)
@@ -433,6 +496,22 @@ static void test_keys(void **state)
     assert_int_equal(o.config.layers[2], LAYER_SOFTMAX);
     accepts(&(made){.without = "attention.head_count_kv", .put = put_arrays}, &o);
     assert_int_equal(o.config.kv_head_count, 1);
+    accepts(&(made){.without = "full_attention_interval", .put = put_layers_as_numbers}, &o);
+    assert_int_equal(o.config.layers[1], LAYER_LIGHTNING);
+    assert_int_equal(o.config.layers[2], LAYER_SOFTMAX);
+    accepts(&(made){.without_sizes = true, .put = put_kinds}, &o);
+    assert_int_equal(o.config.block_count, LAYERS);
+    assert_int_equal(o.config.context_length, 64);
+    assert_int_equal(o.config.intermediate_size, WIDTH);
+    assert_int_equal(o.config.head_count, HEADS);
+    accepts(&(made){.put = put_bos_unused}, &o);
+    assert_int_equal(o.config.bos_token_id, -1);
+    assert_int_equal(o.config.eos_token_id, 9);
+    accepts(&(made){.put = put_plain_features}, &o);
+    accepts(&(made){.put = put_no_scaling}, &o);
+    accepts(&(made){.extra = "note"}, &o); /* no weight */
+    accepts(&(made){.without = "rope.dimension_count"}, &o);
+    assert_int_equal(o.config.rotary_dim, HEAD);
     /* Without head sizes they are hidden size / heads, which the shapes contradict here. */
     refuses(&(made){.without = "attention.key_length", .without_too = "attention.value_length"},
             FUL_ERR_FORMAT, "blk.0.attn_qkv.weight", "[192, 32]");
@@ -480,11 +559,43 @@ PUT(nan, gguf_put_f32(w, "minimax-01.residual_scale", NAN))
 PUT(text, gguf_put_text(w, "minimax-01.rope.freq_base", "1e4", 3))
 PUT(decay, gguf_put_text(w, FULGUR_LIGHTNING_DECAY, "plain", 5))
 PUT(eps, gguf_put_f64(w, FULGUR_LIGHTNING_NORM_EPSILON, 1.5))
-PUT(bos, gguf_put_u32(w, "tokenizer.ggml.bos_token_id", VOCAB))
+PUT(bos, gguf_put_u32(w, "tokenizer.ggml.bos_token_id", VOCAB),
+    gguf_put_bool(w, "tokenizer.ggml.add_bos_token", true))
+PUT(add_bos, gguf_put_u32(w, "tokenizer.ggml.add_bos_token", 1))
+PUT(eos, gguf_put_text(w, "tokenizer.ggml.eos_token_id", "</s>", 4))
+PUT(factor, gguf_put_f32(w, "minimax-01.rope.scaling.factor", 4.0f))
+PUT(linear, gguf_put_text(w, "minimax-01.rope.scaling.type", "linear", 6),
+    gguf_put_f32(w, "minimax-01.rope.scale_linear", 2.0f))
+PUT(attention_factor, gguf_put_f32(w, "minimax-01.rope.scaling.attn_factor", 0.5f))
+PUT(weights_scale, gguf_put_f32(w, "minimax-01.expert_weights_scale", 2.5f))
+PUT(weights_norm, gguf_put_bool(w, "minimax-01.expert_weights_norm", false))
+PUT(soft_cap, gguf_put_f32(w, "minimax-01.attn_logit_softcapping", 50.0f))
+PUT(heads_few, gguf_put_i32s(w, "minimax-01.attention.head_count_kv", (int32_t[]){1, 1}, 2))
+PUT(heads_none, gguf_put_i32s(w, "minimax-01.attention.head_count_kv", (int32_t[]){1, 1, 0}, 3))
+PUT(width_none, gguf_put_i32s(w, "minimax-01.feed_forward_length", (int32_t[]){WIDTH, 0, WIDTH}, 3))
+PUT(hidden_list, gguf_put_i32s(w, "minimax-01.embedding_length", (int32_t[]){32, 32, 32}, 3))
+PUT(hidden_negative, gguf_put_i32s(w, "minimax-01.embedding_length", (int32_t[]){-32}, 1))
+PUT(heads_big, gguf_put_value(w, &(gguf_value){.key = "minimax-01.attention.head_count",
+                                               .kind = GGUF_U64,
+                                               .count = 1,
+                                               .data = (const uint8_t[]){2, 0, 0, 0, 1, 0, 0, 0},
+                                               .bytes = 8}))
+PUT(used, gguf_put_u32(w, "minimax-01.expert_used_count", 3))
+PUT(rotary, gguf_put_u32(w, "minimax-01.rope.dimension_count", 48))
+PUT(epsilon, gguf_put_f32(w, "minimax-01.attention.layer_norm_rms_epsilon", 0.0f))
+PUT(escape, gguf_put_text(w, "general.architecture", "a\33[31m\xff\xc3", 8))
+
+static void put_tokens(gguf_writer *w)
+{
+    gguf_put_texts(w, "tokenizer.ggml.tokens", VOCAB + 1);
+    for (int i = 0; i <= VOCAB; i++)
+        gguf_put_item(w, "x", 1);
+}
+
 PUT(vocab, gguf_put_u32(w, "minimax-01.vocab_size", VOCAB + 1))
 PUT(interval, gguf_put_u32(w, "minimax-01.full_attention_interval", 0))
 PUT(huge, gguf_put_u32(w, "minimax-01.block_count", 4000000000u))
-PUT(list, gguf_put_i32s(w, "minimax-01.attention.recurrent_layers", (int32_t[]){1, 1, 0}, 3))
+PUT(list, gguf_put_i32s(w, "minimax-01.attention.recurrent_layers", (int32_t[]){1, 2, 0}, 3))
 PUT(list_short, gguf_put_bools(w, "minimax-01.attention.recurrent_layers", (bool[]){1, 1}, 2))
 PUT(heads, gguf_put_i32s(w, "minimax-01.attention.head_count_kv", (int32_t[]){1, 2, 1}, 3))
 PUT(float_heads, gguf_put_f32(w, "minimax-01.attention.head_count", 2.0f))
@@ -559,6 +670,52 @@ static void test_wrong_keys(void **state)
         {{.without = "blk.2.ffn_up_exps.weight"},
          FUL_ERR_FORMAT,
          {"blk.2.ffn_up_exps.weight", "missing"}},
+        {{.without = "general.architecture", .put = put_escape},
+         FUL_ERR_UNSUPPORTED,
+         {"\"a?[31m??\"", "minimax-01"}},
+        {{.put = put_add_bos}, FUL_ERR_FORMAT, {"add_bos_token", "bool"}},
+        {{.put = put_eos}, FUL_ERR_FORMAT, {"eos_token_id", "</s>"}},
+        {{.put = put_tokens}, FUL_ERR_FORMAT, {"tokenizer.ggml.tokens", "41 items"}},
+        {{.put = put_factor}, FUL_ERR_UNSUPPORTED, {"rope.scaling.factor", "4"}},
+        {{.put = put_linear}, FUL_ERR_UNSUPPORTED, {"rope.scale_linear", "2"}},
+        {{.put = put_attention_factor}, FUL_ERR_UNSUPPORTED, {"attn_factor", "0.5"}},
+        {{.put = put_weights_scale}, FUL_ERR_UNSUPPORTED, {"expert_weights_scale", "2.5"}},
+        {{.put = put_weights_norm}, FUL_ERR_UNSUPPORTED, {"expert_weights_norm", "false"}},
+        {{.put = put_soft_cap}, FUL_ERR_UNSUPPORTED, {"softcapping", "50"}},
+        {{.without = "attention.head_count_kv", .put = put_heads_few},
+         FUL_ERR_FORMAT,
+         {"head_count_kv", "every layer"}},
+        {{.without = "attention.head_count_kv", .put = put_heads_none},
+         FUL_ERR_FORMAT,
+         {"head_count_kv", "0 at layer 2"}},
+        {{.without = "feed_forward_length", .put = put_width_none},
+         FUL_ERR_FORMAT,
+         {"feed_forward_length", "0 at layer 1"}},
+        {{.without = "embedding_length", .put = put_hidden_list},
+         FUL_ERR_FORMAT,
+         {"embedding_length", "one integer"}},
+        {{.without = "embedding_length", .put = put_hidden_negative},
+         FUL_ERR_FORMAT,
+         {"embedding_length", "one integer"}},
+        {{.without = "attention.head_count", .put = put_heads_big},
+         FUL_ERR_FORMAT,
+         {"head_count", "4294967298"}},
+        {{.without = "expert_used_count", .put = put_used},
+         FUL_ERR_FORMAT,
+         {"expert_used_count", "3"}},
+        {{.without = "rope.dimension_count", .put = put_rotary},
+         FUL_ERR_FORMAT,
+         {"rope.dimension_count", "48"}},
+        {{.without = "attention.layer_norm_rms_epsilon", .put = put_epsilon},
+         FUL_ERR_FORMAT,
+         {"epsilon", "0"}},
+        {{.extra = "blk.0.attn_q.bias"}, FUL_ERR_UNSUPPORTED, {"blk.0.attn_q.bias", "minimax-01"}},
+        {{.extra = "blk.0.attn_q.weight"}, FUL_ERR_UNSUPPORTED, {"blk.0.attn_q.weight", "none"}},
+        {{.extra = "blk.3.ffn_norm.weight"},
+         FUL_ERR_UNSUPPORTED,
+         {"blk.3.ffn_norm.weight", "none"}},
+        {{.extra = "blk.99999999999.x"}, FUL_ERR_UNSUPPORTED, {"blk.99999999999.x", "none"}},
+        {{.extra = "rope_freqs.weight"}, FUL_ERR_UNSUPPORTED, {"rope_freqs.weight", "none"}},
         {{.experts = 3}, FUL_ERR_FORMAT, {"blk.0.ffn_gate_exps.weight", "[3, 64, 32]"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)

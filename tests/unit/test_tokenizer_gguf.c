@@ -146,6 +146,7 @@ static void test_too_few_rows(void **state)
 enum { TOKENS = 260 };
 
 typedef struct made {
+    const char *chat;        /* template; NULL: none */
     const char *model, *pre; /* NULL: the usual; "": left out */
     const char *text_257;    /* in place of token 257's */
     const char *text_259;
@@ -178,6 +179,8 @@ static const char *make(const made *m)
         gguf_put_text(w, "tokenizer.ggml.model", model, strlen(model));
     if (*pre)
         gguf_put_text(w, "tokenizer.ggml.pre", pre, strlen(pre));
+    if (m->chat)
+        gguf_put_text(w, "tokenizer.chat_template", m->chat, strlen(m->chat));
     for (size_t i = 0; i < TOKENS; i++)
         types[i] = 1;
     types[258] = m->type_258 ? m->type_258 : 5;
@@ -228,6 +231,45 @@ static void test_types_of_tokens(void **state)
     must(tokenizer_create(&t, NULL, make(&(made){.type_258 = 4, .type_259 = 2})));
     assert_true(ful_tokenizer_is_added(t, 258) && ful_tokenizer_is_added(t, 259));
     ful_tokenizer_destroy(&t);
+}
+
+#define TURNS                                                                                      \
+    "{{ '<beginning_of_sentence>user name=user\\n' }}"                                             \
+    "{{ '<beginning_of_sentence>ai name=assistant\\n' + x + '<end_of_sentence>\\n' }}"
+#define SYSTEM "{{ '<beginning_of_sentence>system ai_setting=assistant\\n' }}"
+
+/* A template that writes a known format decides; others leave it to the tokenizer's marks. */
+static void test_chat_formats(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *chat, *mark;
+        ful_chat_format format;
+        ful_chat_template told;
+    } cases[] = {
+        {NULL, NULL, FUL_CHAT_TEXT_01, FUL_CHAT_TEMPLATE_NONE},
+        {NULL, "<begin_of_document>", FUL_CHAT_M1, FUL_CHAT_TEMPLATE_NONE},
+        {SYSTEM TURNS, "<begin_of_document>", FUL_CHAT_TEXT_01, FUL_CHAT_TEMPLATE_KNOWN},
+        {"{{ '<begin_of_document>' }}" SYSTEM TURNS, NULL, FUL_CHAT_M1, FUL_CHAT_TEMPLATE_KNOWN},
+        {TURNS, NULL, FUL_CHAT_TEXT_01, FUL_CHAT_TEMPLATE_OTHER},
+        {"{{ '<begin_of_document><beginning_of_sentence>system ai_setting=Other AI\n' }}" TURNS,
+         "<begin_of_document>", FUL_CHAT_M1, FUL_CHAT_TEMPLATE_OTHER},
+        {SYSTEM TURNS "{{ '<beginning_of_sentence>system tool_setting=tools' }}", NULL,
+         FUL_CHAT_TEXT_01, FUL_CHAT_TEMPLATE_OTHER},
+        {"", NULL, FUL_CHAT_TEXT_01, FUL_CHAT_TEMPLATE_OTHER},
+        {"<beginning_of_sentence>system ai_setting=assistan", "<begin_of_document>", FUL_CHAT_M1,
+         FUL_CHAT_TEMPLATE_OTHER},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ful_tokenizer *t;
+        ful_chat_template told;
+        must(tokenizer_create(&t, NULL,
+                              make(&(made){.chat = cases[i].chat, .text_259 = cases[i].mark})));
+        assert_int_equal(ful_tokenizer_chat_format(t, &told), cases[i].format);
+        assert_int_equal(told, cases[i].told);
+        assert_int_equal(ful_tokenizer_chat_format(t, NULL), cases[i].format);
+        ful_tokenizer_destroy(&t);
+    }
 }
 
 static void test_wrong_keys(void **state)
@@ -319,7 +361,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_tokens),  cmocka_unit_test(test_other_structure),
         cmocka_unit_test(test_too_few_rows), cmocka_unit_test(test_types_of_tokens),
-        cmocka_unit_test(test_wrong_keys),   cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_chat_formats), cmocka_unit_test(test_wrong_keys),
+        cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests(tests, begin, end);
 }
