@@ -5,8 +5,9 @@ usage: gguf_oracle.py FULGUR SOURCE_DIR
 
 What `fulgur convert` writes must be read by the package with the keys of config.json and tokenizer.json and
 the tensors of the safetensors files, bit for bit. What the package writes from those (whole, split, with
-tensors of every type it knows beside the model's) must be read by fulgur with the same logits. Exit code
-77: a package is missing.
+tensors of every type it knows beside the model's) must be read by fulgur with the same logits. What the
+package quantises must run with the logits of the weights that the package reads back from it, and with those
+of the safetensors files within the type's error. Exit code 77: a package is missing.
 """
 
 import json
@@ -199,7 +200,7 @@ def written_by_fulgur(fulgur, source, folder):
 
 # ---- what the package writes ----
 
-def write(path, model, config, types_too=False, **options):
+def write(path, model, config, types_too=False, change=None, **options):
     w = gguf.GGUFWriter(path, "minimax-01", **options)
     w.add_block_count(config["num_hidden_layers"])
     w.add_context_length(config["max_position_embeddings"])
@@ -217,7 +218,10 @@ def write(path, model, config, types_too=False, **options):
     w.add_float32("minimax-01.residual_scale", config["layernorm_mlp_alpha"])
     w.add_array("minimax-01.attention.recurrent_layers", [k == 0 for k in config["attn_type_list"]])
     for name, (kind, array) in stacked(model).items():
-        if kind == "BF16":
+        if change and array.ndim > 1 and "ffn_gate_inp" not in name:
+            data, raw = change(to_f32(kind, array))
+            w.add_tensor(name, data, raw_dtype=raw)
+        elif kind == "BF16":
             w.add_tensor(name, np.ascontiguousarray(array).view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
         else:
             w.add_tensor(name, array)
@@ -254,12 +258,56 @@ def written_by_gguf(fulgur, source, folder):
                 check((t["type"], t["shape"], t["bytes"]) == (kind.name, [3, 2 * elements], 6 * size), f"{t}")
 
 
+# ---- what the package quantises ----
+
+def products_in_series(config):
+    """Of matrices that a token's value goes through from the embedding to its logits, both counted."""
+    return 2 + 5 * config["num_hidden_layers"]  # qkv or v, out, and in the experts w1 and w3 beside each other, w2
+
+
+def quantised_by_gguf(fulgur, source, folder):
+    """An error e in the weights, relative and as good as independent, is one of e in each product's result.
+    Later norms and residuals keep errors relative, and the errors of n products in series add up as squares:
+    e * sqrt(n), less what residuals carry past the products."""
+    model = os.path.join(source, "tests/golden/hybrid-7to1")
+    config = json.load(open(os.path.join(model, "config.json")))
+    want = logits(fulgur, model, config["vocab_size"], folder)
+    allowed = np.sqrt(products_in_series(config))
+    for kind in ("F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"):
+        raw = gguf.GGMLQuantizationType[kind]
+        squares = [0.0, 0.0]
+
+        def quantised(x):
+            data = gguf.quants.quantize(x, raw)
+            back = gguf.quants.dequantize(data, raw).reshape(x.shape)
+            squares[0] += float(((back - x).astype("f8") ** 2).sum())
+            squares[1] += float((x.astype("f8") ** 2).sum())
+            return data, raw
+
+        def read_back(x):
+            return gguf.quants.dequantize(gguf.quants.quantize(x, raw), raw).reshape(x.shape), None
+
+        path, exact = (os.path.join(folder, f"quantised-{kind}{end}.gguf") for end in ("", "-f32"))
+        write(path, model, config, change=quantised)
+        write(exact, model, config, change=read_back)
+        got = logits(fulgur, path, config["vocab_size"], folder)
+        back = logits(fulgur, exact, config["vocab_size"], folder)
+        weights = np.sqrt(squares[0] / squares[1])
+        error = np.sqrt(((got - want) ** 2).mean() / (want ** 2).mean())
+        same = np.abs(got - back).max() / np.abs(back).max()
+        check(np.isfinite(got).all() and got.shape == want.shape, f"{kind}: logits")
+        check(same <= 1e-5, f"{kind}: {same} from the logits of the weights read back")
+        check(error <= allowed * weights + 1e-6, f"{kind}: logits are {error} off, weights {weights}")
+        print(f"{kind}: weights {weights:.2e} off, logits {error:.2e}; {same:.1e} from those of the weights read back")
+
+
 def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         written_by_fulgur(sys.argv[1], sys.argv[2], folder)
         written_by_gguf(sys.argv[1], sys.argv[2], folder)
+        quantised_by_gguf(sys.argv[1], sys.argv[2], folder)
     print(f"{failures} failures")
     sys.exit(1 if failures else 0)
 
