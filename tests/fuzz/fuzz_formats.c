@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "format/quant.h"
 #include "format/tensors.h"
 #include "model/config.h"
 #include "model/names.h"
@@ -15,7 +16,7 @@
 
 /* More than a reader may take for a file of this size: its tables' entries are a few times larger
  * than what a file needs for them, and arrays double. A tokenizer has tables of a fixed size. */
-enum { FREE_BYTES = 8 << 20, BYTES_PER_BYTE = 64 };
+enum { FREE_BYTES = 8 << 20, BYTES_PER_BYTE = 64, BLOCK_MAX = 256 };
 
 typedef struct books {
     size_t limit, held;
@@ -59,16 +60,22 @@ static void *books_realloc(void *ctx, void *p, size_t old_bytes, size_t bytes)
     return to;
 }
 
-/* Every byte that a tensor claims is there. */
+/* Every byte that a tensor claims is there, and its first block is numbers whatever it holds. */
 static uint64_t touch(const tensor_file *file)
 {
     uint64_t sum = 0;
+    float values[BLOCK_MAX];
     for (uint32_t i = 0; i < tensor_file_count(file); i++) {
         const tensor_info *t = tensor_file_at(file, i);
         sum += strlen(t->name) + strlen(t->type_name) + (tensor_file_find(file, t->name) == t);
         for (uint64_t k = 0; k < t->bytes;
              k += k + 64 < t->bytes || k + 1 == t->bytes ? 64 : t->bytes - 1 - k)
             sum += t->data[k];
+        const type_traits *type = type_get(t->type);
+        if (type && type->block_elements <= BLOCK_MAX && t->bytes > 0) {
+            row_to_floats(t->type, t->data, type->block_elements, values);
+            sum += values[0] > values[type->block_elements - 1];
+        }
     }
     return sum;
 }

@@ -5,7 +5,7 @@
 #include "format/gguf.h"
 
 typedef struct gguf_image {
-    uint8_t bytes[1 << 16];
+    uint8_t bytes[1 << 17];
     size_t n;
 } gguf_image;
 
