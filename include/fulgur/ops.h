@@ -4,7 +4,8 @@
  *     ful_stream_begin -> ful_op_*, ful_op_* ... -> ful_stream_run (any number of times) -> destroy
  *
  * Conventions
- *  - Activations are f32 [rows][dim], row-major. Matrices are [rows][cols] of f32, f16 or bf16.
+ *  - Activations are f32 [rows][dim], row-major. Matrices are [rows][cols] of any ful_type; types
+ *    of blocks are read as they are, never unpacked in memory.
  *  - A ful_range is a part of a buffer; its offset is a multiple of 256 bytes.
  *  - Ops only record; each checks the sizes of its ranges and returns FUL_ERR_ARGUMENT with both
  *    numbers if one is too small. Inputs and outputs must not overlap.
@@ -71,21 +72,39 @@ typedef struct ful_tensor_params {
 #define ful_tensor_params(...)                                                                     \
     (&(ful_tensor_params){.struct_size = sizeof(ful_tensor_params), __VA_ARGS__})
 
-/* Matrices [experts][rows][cols], larger than one binding if need be. Contents undefined. */
+/* Matrices [experts][rows][cols], larger than one binding if need be. Contents undefined. Errors:
+ * FUL_ERR_ARGUMENT for sizes of 0 and for columns that are no multiple of a block of the type (32
+ * columns of q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl and mxfp4, 256 of q2_k .. q6_k);
+ * FUL_ERR_DEVICE_MEMORY, FUL_ERR_HOST_MEMORY. */
 FUL_API ful_result ful_tensor_create(ful_tensor **out, ful_device *device,
                                      const ful_tensor_params *params);
 FUL_API void ful_tensor_destroy(ful_tensor **tensor);
-/* Writes row_count rows of one expert from packed data in the tensor's type. Waits. Not for hot
- * paths.
+/* Writes row_count rows of one expert from rows as files hold them, one behind the other, each of
+ * ful_row_bytes; they may lie at any address. The device's own order of blocks is the tensor's
+ * business. Rows whose largest magnitude fp16 can't hold well get a power of two for the fp16
+ * variants. Waits. Not for hot paths: every row is looked through.
  * A tensor is written before ops that use it are recorded. */
 FUL_API ful_result ful_tensor_write(ful_tensor *tensor, uint32_t expert, uint32_t row0,
                                     uint32_t row_count, const void *data);
-/* The other way round. */
+/* The other way round: bit for bit what was written. */
 FUL_API ful_result ful_tensor_read(const ful_tensor *tensor, uint32_t expert, uint32_t row0,
                                    uint32_t row_count, void *data);
-/* Pseudo-random numbers, uniform with that standard deviation around 0; the same for the same seed.
- * Made on the device. */
+/* Pseudo-random numbers with that standard deviation around 0, uniform unless the type is one of
+ * blocks: those get random bits under scales that give the deviation (mxfp4: the nearest power of
+ * two does). The same for the same seed. Made on the device. */
 FUL_API ful_result ful_tensor_randomize(ful_tensor *tensor, uint64_t seed, double deviation);
+
+/* Bytes of a row of `cols` elements as files hold it; 0 for unknown types and where `cols` is 0 or
+ * no multiple of the type's block. */
+FUL_API uint64_t ful_row_bytes(ful_type type, uint32_t cols);
+/* Between such a row and floats, on the host; each in the calling thread. Decoding is exact but for
+ * the rounding of a minimum's subtraction. Encoding rounds floats to nearest and searches for the
+ * blocks of least squared error, each column's weighted by importance[cols] (NULL: all alike).
+ * Errors: FUL_ERR_ARGUMENT for columns that are no multiple of a block and, encoding blocks, for
+ * values that are not finite or beyond what the type's scales hold. */
+FUL_API ful_result ful_row_decode(ful_type type, const void *row, uint32_t cols, float *out);
+FUL_API ful_result ful_row_encode(ful_type type, const float *row, uint32_t cols,
+                                  const float *importance, void *out);
 
 /* ---- streams ---- */
 

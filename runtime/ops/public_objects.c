@@ -4,6 +4,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/types.h"
+#include "format/quant.h"
+
 /* ---- buffers ---- */
 
 static ful_result name_copy(const ful_alloc *a, const char *name, const char *fallback, char **out)
@@ -96,18 +99,29 @@ ful_result ful_buffer_fill(ful_buffer *buffer, uint32_t word)
 
 /* ---- tensors ---- */
 
+static ful_result columns_check(const char *call, const char *name, ful_type type, uint32_t cols)
+{
+    if (type_row_bytes(type, cols) != 0)
+        return FUL_OK;
+    return fail(FUL_ERR_ARGUMENT,
+                "%s: %s: %u columns are not a multiple of the %u of a block of %s", call, name,
+                (unsigned)cols, (unsigned)type_get(type)->block_elements, ful_type_name(type));
+}
+
 ful_result ful_tensor_create(ful_tensor **out, ful_device *device, const ful_tensor_params *params)
 {
     if (out == NULL || device == NULL || params == NULL)
         return fail(FUL_ERR_ARGUMENT, "ful_tensor_create: out, device and params must be given");
     *out = NULL;
     ful_type type = params->type != FUL_TYPE_DEFAULT ? params->type : FUL_TYPE_BF16;
-    if (type <= 0 || type > FUL_TYPE_MXFP4)
-        return fail(FUL_ERR_ARGUMENT, "ful_tensor_create: type %d", (int)type);
+    const char *name = params->name != NULL ? params->name : "tensor";
+    if (type_get(type) == NULL)
+        return fail(FUL_ERR_ARGUMENT, "ful_tensor_create: %s: type %d", name, (int)type);
     uint32_t experts = params->experts != 0 ? params->experts : 1;
     if (params->rows == 0 || params->cols == 0)
-        return fail(FUL_ERR_ARGUMENT, "ful_tensor_create: %u rows of %u columns",
+        return fail(FUL_ERR_ARGUMENT, "ful_tensor_create: %s: %u rows of %u columns", name,
                     (unsigned)params->rows, (unsigned)params->cols);
+    TRY(columns_check("ful_tensor_create", name, type, params->cols));
     const ful_alloc *a = device_alloc(device);
     ful_tensor *t = mem_zalloc(a, 1, sizeof *t);
     if (t == NULL)
@@ -162,16 +176,30 @@ static float row_multiplier(ful_type type, const uint8_t *row, uint32_t cols)
     return ldexpf(1.0f, up > 126 ? 126 : up);
 }
 
+/* Blocks reach beyond fp16 as bf16 does: 127 times an fp16 scale, or mxfp4's powers of two. */
 static ful_result write_scales(ful_tensor *t, uint32_t expert, uint32_t row0, uint32_t row_count,
                                const uint8_t *data, uint64_t packed_bytes)
 {
     const ful_alloc *a = device_alloc(t->device);
-    float *scales = mem_array(a, row_count, sizeof *scales);
+    ful_type type = t->gpu.type;
+    float *scales = mem_array(a, row_count, sizeof *scales), *decoded = NULL;
     if (scales == NULL)
         return mem_fail(row_count * sizeof *scales, "row scales");
+    if (type_is_blocks(type)) {
+        decoded = mem_array(a, t->gpu.cols, sizeof *decoded);
+        if (decoded == NULL) {
+            mem_free(a, scales);
+            return mem_fail(t->gpu.cols * sizeof *decoded, "a decoded row");
+        }
+    }
     bool needed = t->gpu.row_scale.vk != VK_NULL_HANDLE;
     for (uint32_t i = 0; i < row_count; i++) {
-        scales[i] = row_multiplier(t->gpu.type, data + i * packed_bytes, t->gpu.cols);
+        const uint8_t *row = data + i * packed_bytes;
+        if (decoded != NULL)
+            quant_decode(type, row, t->gpu.cols, decoded);
+        scales[i] = decoded != NULL
+                        ? row_multiplier(FUL_TYPE_F32, (const uint8_t *)decoded, t->gpu.cols)
+                        : row_multiplier(type, row, t->gpu.cols);
         needed = needed || scales[i] != 1.0f;
     }
     ful_result r = FUL_OK;
@@ -185,6 +213,7 @@ static ful_result write_scales(ful_tensor *t, uint32_t expert, uint32_t row0, ui
         r = gpu_range_write(t->device, gpu_whole(&t->gpu.row_scale),
                             sizeof(float) * ((uint64_t)expert * t->gpu.rows + row0), scales,
                             sizeof(float) * (uint64_t)row_count);
+    mem_free(a, decoded);
     mem_free(a, scales);
     return r;
 }
@@ -213,6 +242,37 @@ static uint32_t rows_together(const gpu_tensor *t, uint32_t expert, uint32_t row
     return 1;
 }
 
+/* Rows as files have them, and as the device does: planes, or with padding behind. */
+static void row_to_device(const gpu_tensor *t, const uint8_t *row, uint64_t packed_bytes,
+                          uint8_t *out)
+{
+    if (type_is_blocks(t->type)) {
+        quant_to_device(t->type, row, t->cols, out);
+        return;
+    }
+    memcpy(out, row, packed_bytes);
+    memset(out + packed_bytes, 0, t->row_bytes - packed_bytes);
+}
+
+static void row_from_device(const gpu_tensor *t, const uint8_t *row, uint64_t packed_bytes,
+                            uint8_t *out)
+{
+    if (type_is_blocks(t->type))
+        quant_from_device(t->type, row, t->cols, out);
+    else
+        memcpy(out, row, packed_bytes);
+}
+
+/* Rows that are brought over together. */
+static uint8_t *rows_room(const ful_tensor *tensor, uint32_t row_count, uint32_t *each)
+{
+    enum { ROOM_BYTES = 1 << 20 };
+    const gpu_tensor *t = &tensor->gpu;
+    uint64_t n = ROOM_BYTES / t->row_bytes;
+    *each = n == 0 ? 1 : n < row_count ? (uint32_t)n : row_count;
+    return mem_array(device_alloc(tensor->device), *each, t->row_bytes);
+}
+
 ful_result ful_tensor_write(ful_tensor *tensor, uint32_t expert, uint32_t row0, uint32_t row_count,
                             const void *data)
 {
@@ -220,19 +280,26 @@ ful_result ful_tensor_write(ful_tensor *tensor, uint32_t expert, uint32_t row0, 
         return fail(FUL_ERR_ARGUMENT, "ful_tensor_write: tensor and data must be given");
     gpu_tensor *t = &tensor->gpu;
     TRY(rows_check(tensor, "ful_tensor_write", expert, row0, row_count));
-    const ful_alloc *a = device_alloc(tensor->device);
-    uint64_t packed_bytes = (uint64_t)t->cols * (t->type == FUL_TYPE_F32 ? 4 : 2);
+    if (row_count == 0)
+        return FUL_OK;
+    uint64_t packed_bytes = type_row_bytes(t->type, t->cols);
     const uint8_t *rows = data;
-    uint8_t *padded = mem_zalloc(a, 1, t->row_bytes);
-    if (padded == NULL)
-        return mem_fail(t->row_bytes, "a weight row");
+    uint32_t each;
+    uint8_t *room = rows_room(tensor, row_count, &each);
+    if (room == NULL)
+        return mem_fail(each * t->row_bytes, "weight rows");
     ful_result r = FUL_OK;
-    for (uint32_t i = 0; i < row_count && r == FUL_OK; i++) {
-        memcpy(padded, rows + i * packed_bytes, packed_bytes);
-        r = gpu_range_write(tensor->device, gpu_tensor_row(t, expert, row0 + i), 0, padded,
-                            t->row_bytes);
+    for (uint32_t done = 0, n; done < row_count && r == FUL_OK; done += n) {
+        uint32_t left = row_count - done;
+        n = rows_together(t, expert, row0 + done, left < each ? left : each);
+        for (uint32_t i = 0; i < n; i++)
+            row_to_device(t, rows + (done + i) * packed_bytes, packed_bytes,
+                          room + i * t->row_bytes);
+        gpu_range range = gpu_tensor_row(t, expert, row0 + done);
+        range.bytes = n * t->row_bytes;
+        r = gpu_range_write(tensor->device, range, 0, room, range.bytes);
     }
-    mem_free(a, padded);
+    mem_free(device_alloc(tensor->device), room);
     if (r == FUL_OK && t->type != FUL_TYPE_F16)
         r = write_scales(tensor, expert, row0, row_count, rows, packed_bytes);
     return r;
@@ -245,29 +312,57 @@ ful_result ful_tensor_read(const ful_tensor *tensor, uint32_t expert, uint32_t r
         return fail(FUL_ERR_ARGUMENT, "ful_tensor_read: tensor and data must be given");
     const gpu_tensor *t = &tensor->gpu;
     TRY(rows_check(tensor, "ful_tensor_read", expert, row0, row_count));
-    const ful_alloc *a = device_alloc(tensor->device);
-    uint64_t packed_bytes = (uint64_t)t->cols * (t->type == FUL_TYPE_F32 ? 4 : 2);
-    uint8_t *rows = data;
-    if (packed_bytes == t->row_bytes) { /* as many rows at once as lie together */
-        for (uint32_t done = 0, n; done < row_count; done += n) {
-            n = rows_together(t, expert, row0 + done, row_count - done);
-            gpu_range range = gpu_tensor_row(t, expert, row0 + done);
-            range.bytes = n * t->row_bytes;
-            TRY(gpu_range_read(tensor->device, range, 0, rows + done * packed_bytes, range.bytes));
-        }
+    if (row_count == 0)
         return FUL_OK;
-    }
-    uint8_t *padded = mem_zalloc(a, 1, t->row_bytes);
-    if (padded == NULL)
-        return mem_fail(t->row_bytes, "a weight row");
+    uint64_t packed_bytes = type_row_bytes(t->type, t->cols);
+    bool direct = !type_is_blocks(t->type) && packed_bytes == t->row_bytes;
+    uint8_t *rows = data, *room = NULL;
+    uint32_t each = row_count;
+    if (!direct && (room = rows_room(tensor, row_count, &each)) == NULL)
+        return mem_fail(each * t->row_bytes, "weight rows");
     ful_result r = FUL_OK;
-    for (uint32_t i = 0; i < row_count && r == FUL_OK; i++) {
-        r = gpu_range_read(tensor->device, gpu_tensor_row(t, expert, row0 + i), 0, padded,
-                           t->row_bytes);
-        memcpy(rows + i * packed_bytes, padded, packed_bytes);
+    for (uint32_t done = 0, n; done < row_count && r == FUL_OK; done += n) {
+        uint32_t left = row_count - done;
+        n = rows_together(t, expert, row0 + done, left < each ? left : each);
+        gpu_range range = gpu_tensor_row(t, expert, row0 + done);
+        range.bytes = n * t->row_bytes;
+        uint8_t *out = rows + done * packed_bytes;
+        r = gpu_range_read(tensor->device, range, 0, direct ? out : room, range.bytes);
+        for (uint32_t i = 0; i < n && room != NULL && r == FUL_OK; i++)
+            row_from_device(t, room + i * t->row_bytes, packed_bytes, out + i * packed_bytes);
     }
-    mem_free(a, padded);
+    mem_free(device_alloc(tensor->device), room);
     return r;
+}
+
+/* ---- rows on the host ---- */
+
+uint64_t ful_row_bytes(ful_type type, uint32_t cols)
+{
+    return type_row_bytes(type, cols);
+}
+
+ful_result ful_row_decode(ful_type type, const void *row, uint32_t cols, float *out)
+{
+    if (row == NULL || out == NULL || type_get(type) == NULL)
+        return fail(FUL_ERR_ARGUMENT, "ful_row_decode: row, out and a type must be given");
+    TRY(columns_check("ful_row_decode", "row", type, cols));
+    row_to_floats(type, row, cols, out);
+    return FUL_OK;
+}
+
+ful_result ful_row_encode(ful_type type, const float *row, uint32_t cols, const float *importance,
+                          void *out)
+{
+    if (row == NULL || out == NULL || type_get(type) == NULL)
+        return fail(FUL_ERR_ARGUMENT, "ful_row_encode: row, out and a type must be given");
+    TRY(columns_check("ful_row_encode", "row", type, cols));
+    uint64_t unfit = type_is_blocks(type) ? quant_find_unfit(type, row, cols) : cols;
+    if (unfit < cols)
+        return fail(FUL_ERR_ARGUMENT, "ful_row_encode: element %llu is %g, which %s can't hold",
+                    (unsigned long long)unfit, (double)row[unfit], ful_type_name(type));
+    row_from_floats(type, row, cols, importance, out);
+    return FUL_OK;
 }
 
 /* ---- pseudo-random contents ---- */
@@ -305,6 +400,8 @@ ful_result ful_tensor_randomize(ful_tensor *tensor, uint64_t seed, double deviat
 {
     if (tensor == NULL)
         return fail(FUL_ERR_ARGUMENT, "ful_tensor_randomize: tensor must be given");
+    if (tensor->gpu.row_scale.vk != VK_NULL_HANDLE) /* of the rows that were there */
+        TRY(gpu_range_fill(tensor->device, gpu_whole(&tensor->gpu.row_scale), 0x3f800000u));
     random_job job = {.tensor = &tensor->gpu,
                       .args = {.key = op_random_key(seed, 0), .deviation = deviation}};
     return run_alone(tensor->device, record_random, &job);

@@ -1,6 +1,6 @@
 /* fulgur/ops.h as a program outside uses it: every op against its reference, sizes checked. Shapes
  * and capability masks are the op tests' business. */
-#include "ops/op.h"
+#include "ops/public.h"
 
 #include "fulgur/ops.h"
 #include "fulgur/sampler.h"
@@ -53,6 +53,14 @@ static ful_stream *stream_begin(bool half)
 {
     ful_stream *s = NULL;
     EXPECT_OK(ful_stream_begin(&s, fixture.device, ful_stream_params(.half = half, .timed = true)));
+    return s;
+}
+
+/* As on GPUs: software drivers would run few rows without halves. */
+static ful_stream *stream_begin_wide(bool half)
+{
+    ful_stream *s = stream_begin(half);
+    s->ctx.shape = OP_SHAPE_WIDE;
     return s;
 }
 
@@ -375,6 +383,278 @@ static void test_attention(void **state)
     free(qkv);
 }
 
+/* ---- weights in blocks ---- */
+
+/* A row of file bytes whose values are about `magnitude`. */
+static void blocks_row(rng *random, ful_type type, uint32_t cols, double magnitude, uint8_t *row)
+{
+    uint32_t elements = ref_blocks_elements(type), bytes = ref_blocks_bytes(type);
+    for (uint32_t b = 0; b < cols / elements; b++)
+        ref_blocks_random(type, rng_next(random), magnitude, row + (size_t)b * bytes);
+}
+
+/* Rows of any bits, scales that are no numbers among them, come back as they went. */
+static void test_block_rows(void **state)
+{
+    (void)state;
+    enum { EXPERTS = 2, ROWS = 5, FIRST = 2 };
+    rng random = rng_seed(21);
+    for (ful_type type = FUL_TYPE_Q8_0; type <= FUL_TYPE_MXFP4; type++) {
+        uint32_t block = ref_blocks_elements(type), cols = block == 32 ? 224 : 768;
+        uint64_t bytes = (uint64_t)cols / block * ref_blocks_bytes(type);
+        assert_int_equal(ful_row_bytes(type, cols), bytes);
+        assert_int_equal(ful_row_bytes(type, cols - 1), 0);
+        ful_tensor *t = NULL;
+        EXPECT_OK(ful_tensor_create(
+            &t, fixture.device,
+            ful_tensor_params(.type = type, .experts = EXPERTS, .rows = ROWS, .cols = cols)));
+        size_t all = EXPERTS * ROWS * bytes;
+        uint8_t *data = malloc(all + 1), *back = malloc(all + 2);
+        assert_true(data != NULL && back != NULL);
+        for (size_t i = 0; i <= all; i++)
+            data[i] = (uint8_t)(rng_next(&random) >> 24);
+        memset(back, 0x5a, all + 2);
+        /* Files align nothing. */
+        const uint8_t *rows = data + 1;
+        for (uint32_t e = 0; e < EXPERTS; e++) {
+            const uint8_t *own = rows + e * ROWS * bytes;
+            EXPECT_OK(ful_tensor_write(t, e, FIRST, ROWS - FIRST, own + FIRST * bytes));
+            EXPECT_OK(ful_tensor_write(t, e, 0, FIRST, own));
+            EXPECT_OK(ful_tensor_write(t, e, ROWS, 0, own));
+        }
+        for (uint32_t e = 0; e < EXPERTS; e++)
+            EXPECT_OK(ful_tensor_read(t, e, 0, ROWS, back + 1 + e * ROWS * bytes));
+        assert_memory_equal(back + 1, rows, all);
+        assert_true(back[0] == 0x5a && back[all + 1] == 0x5a);
+        EXPECT_OK(ful_tensor_read(t, 1, 3, 1, back + 1));
+        assert_memory_equal(back + 1, rows + (ROWS + 3) * bytes, bytes);
+        assert_int_equal(ful_tensor_read(t, 1, 3, 3, back + 1), FUL_ERR_ARGUMENT);
+        ful_tensor_destroy(&t);
+        free(back);
+        free(data);
+    }
+}
+
+static void test_block_errors(void **state)
+{
+    (void)state;
+    ful_tensor *t = NULL;
+    assert_int_equal(ful_tensor_create(&t, fixture.device,
+                                       ful_tensor_params(.type = FUL_TYPE_Q8_0, .rows = 4,
+                                                         .cols = 48, .name = "narrow")),
+                     FUL_ERR_ARGUMENT);
+    assert_null(t);
+    assert_string_equal(ful_last_error(),
+                        "ful_tensor_create: narrow: 48 columns are not a multiple "
+                        "of the 32 of a block of q8_0");
+    assert_int_equal(
+        ful_tensor_create(&t, fixture.device,
+                          ful_tensor_params(.type = FUL_TYPE_Q4_K, .rows = 4, .cols = 1024 + 128)),
+        FUL_ERR_ARGUMENT);
+    assert_non_null(strstr(ful_last_error(), "1152 columns are not a multiple of the 256 of a "
+                                             "block of q4_k"));
+    assert_int_equal(ful_tensor_create(&t, fixture.device,
+                                       ful_tensor_params(.type = (ful_type)(FUL_TYPE_MXFP4 + 1),
+                                                         .rows = 4, .cols = 256)),
+                     FUL_ERR_ARGUMENT);
+    float row[32] = {0};
+    uint8_t packed[64];
+    assert_int_equal(ful_row_decode(FUL_TYPE_Q5_0, packed, 33, row), FUL_ERR_ARGUMENT);
+    assert_int_equal(ful_row_decode((ful_type)99, packed, 32, row), FUL_ERR_ARGUMENT);
+    assert_int_equal(ful_row_encode(FUL_TYPE_Q6_K, row, 32, NULL, packed), FUL_ERR_ARGUMENT);
+    EXPECT_OK(ful_row_encode(FUL_TYPE_Q8_0, row, 32, NULL, packed));
+    row[7] = INFINITY;
+    assert_int_equal(ful_row_encode(FUL_TYPE_Q8_0, row, 32, NULL, packed), FUL_ERR_ARGUMENT);
+    assert_non_null(strstr(ful_last_error(), "element 7 is inf"));
+}
+
+/* What a host decodes, and what comes of encoding it again. */
+static void test_block_floats(void **state)
+{
+    (void)state;
+    enum { COLS = 512 };
+    rng random = rng_seed(22);
+    for (ful_type type = FUL_TYPE_Q8_0; type <= FUL_TYPE_MXFP4; type++) {
+        uint8_t row[4 * COLS], again[4 * COLS];
+        float values[COLS], back[COLS];
+        double exact[COLS], sum = 0, wrong = 0;
+        blocks_row(&random, type, COLS, 0.5, row);
+        ref_blocks_decode(type, row, COLS, exact);
+        EXPECT_OK(ful_row_decode(type, row, COLS, values));
+        EXPECT_ERROR_BELOW(max_rel_error_f32(values, exact, COLS), 1e-6, "%s", ful_type_name(type));
+        EXPECT_OK(ful_row_encode(type, values, COLS, NULL, again));
+        EXPECT_OK(ful_row_decode(type, again, COLS, back));
+        for (uint32_t i = 0; i < COLS; i++) {
+            sum += (double)values[i] * (double)values[i];
+            wrong += ((double)back[i] - (double)values[i]) * ((double)back[i] - (double)values[i]);
+        }
+        /* Values that the type holds are found again, nearly. */
+        EXPECT_ERROR_BELOW(sqrt(wrong / sum), 0.2, "%s encoded again", ful_type_name(type));
+    }
+}
+
+/* Weight rows of ordinary size but for one beyond fp16 and one far below it, whose scales must be
+ * found when they are written. */
+static double magnitude_of(ful_type type, uint32_t row, uint32_t cols)
+{
+    if (row == 3)
+        return type == FUL_TYPE_MXFP4 ? 0x1p60 : 4e5;
+    if (row == 5)
+        return type == FUL_TYPE_MXFP4 ? 0x1p-60 : 1e-3;
+    return 1.0 / sqrt(cols);
+}
+
+static void block_product(ful_type type, bool half, uint32_t rows)
+{
+    enum { WEIGHTS = 40 };
+    rng random = rng_seed(23 + (uint32_t)type);
+    uint32_t cols = ref_blocks_elements(type) == 32 ? 288 : 512;
+    size_t bytes = (size_t)ful_row_bytes(type, cols);
+    double *x64, *w64 = ref_alloc(cols), *want = ref_alloc((size_t)rows * WEIGHTS);
+    float *x = normals(&random, (size_t)rows * cols, 1.0, &x64);
+    uint8_t *w = malloc(WEIGHTS * bytes);
+    float *got = malloc(sizeof(float) * rows * WEIGHTS);
+    assert_true(w != NULL && got != NULL);
+    for (uint32_t n = 0; n < WEIGHTS; n++) {
+        blocks_row(&random, type, cols, magnitude_of(type, n, cols), w + n * bytes);
+        ref_blocks_decode(type, w + n * bytes, cols, w64);
+        for (uint32_t r = 0; r < rows; r++)
+            want[(size_t)r * WEIGHTS + n] = ref_dot(x64 + (size_t)r * cols, w64, cols);
+    }
+    ful_tensor *t = NULL;
+    EXPECT_OK(ful_tensor_create(&t, fixture.device,
+                                ful_tensor_params(.type = type, .rows = WEIGHTS, .cols = cols)));
+    EXPECT_OK(ful_tensor_write(t, 0, 0, WEIGHTS, w));
+    ful_buffer *in = buffer_of(x, sizeof(float) * rows * cols),
+               *out = buffer_of(NULL, sizeof(float) * rows * WEIGHTS);
+    ful_stream *s = half ? stream_begin_wide(half) : stream_begin(half);
+    EXPECT_OK(ful_op_matmul(
+        s, &(ful_matmul_args){.x = whole(in), .w = t, .out = whole(out), .rows = rows}));
+    EXPECT_OK(ful_stream_run(s, NULL));
+    EXPECT_OK(ful_buffer_read(out, 0, got, sizeof(float) * rows * WEIGHTS));
+    for (uint32_t n = 0; n < WEIGHTS; n++) { /* each against its own size */
+        double worst = 0, largest = 0;
+        for (uint32_t r = 0; r < rows; r++) {
+            double e = fabs((double)got[r * WEIGHTS + n] - want[(size_t)r * WEIGHTS + n]);
+            worst = e > worst || isnan(e) ? e : worst;
+            largest = fmax(largest, fabs(want[(size_t)r * WEIGHTS + n]));
+        }
+        EXPECT_ERROR_BELOW(worst / largest, half ? 1e-3 : 1e-5, "%s half %d, %u rows, column %u",
+                           ful_type_name(type), half, (unsigned)rows, (unsigned)n);
+    }
+    ful_stream_destroy(&s);
+    ful_buffer_destroy(&out);
+    ful_buffer_destroy(&in);
+    ful_tensor_destroy(&t);
+    free(got);
+    free(w);
+    free(x);
+    free(want);
+    free(w64);
+    free(x64);
+}
+
+static void test_block_products(void **state)
+{
+    (void)state;
+    for (ful_type type = FUL_TYPE_Q8_0; type <= FUL_TYPE_MXFP4; type++) {
+        block_product(type, false, 24);
+        block_product(type, true, 70);
+        if (fixture_full()) {
+            block_product(type, false, 3);
+            block_product(type, true, 24);
+        }
+    }
+}
+
+/* Experts of blocks: rows beyond fp16 in both matrices. */
+static void block_experts(ful_type w13_type, ful_type w2_type, bool half)
+{
+    enum { ROWS = 40, DIM = 256, WIDTH = 256, EXPERTS = 3, TOP_K = 2 };
+    rng random = rng_seed(24);
+    double *x64, *want = ref_alloc((size_t)ROWS * DIM), *logits64, weights[ROWS * TOP_K];
+    uint32_t indices[ROWS * TOP_K];
+    float *x = normals(&random, (size_t)ROWS * DIM, 1.0, &x64);
+    float *logits = normals(&random, (size_t)ROWS * EXPERTS, 1.0, &logits64);
+    size_t n13 = (size_t)EXPERTS * 2 * WIDTH, n2 = (size_t)EXPERTS * DIM;
+    size_t bytes13 = (size_t)ful_row_bytes(w13_type, DIM),
+           bytes2 = (size_t)ful_row_bytes(w2_type, WIDTH);
+    uint8_t *w13 = malloc(n13 * bytes13), *w2 = malloc(n2 * bytes2);
+    float *w1 = malloc(sizeof(float) * EXPERTS * WIDTH * DIM),
+          *w3 = malloc(sizeof(float) * EXPERTS * WIDTH * DIM),
+          *down = malloc(sizeof(float) * n2 * WIDTH);
+    assert_true(w13 != NULL && w2 != NULL && w1 != NULL && w3 != NULL && down != NULL);
+    ref_expert experts[EXPERTS];
+    for (size_t i = 0; i < n13; i++) { /* rows of W1 and of W3 in turn; a large one of W3 */
+        blocks_row(&random, w13_type, DIM, i % (2 * WIDTH) == 7 ? 3e4 : 1.0 / 16,
+                   w13 + i * bytes13);
+        EXPECT_OK(
+            ful_row_decode(w13_type, w13 + i * bytes13, DIM, (i % 2 == 0 ? w1 : w3) + i / 2 * DIM));
+    }
+    for (size_t i = 0; i < n2; i++) {
+        blocks_row(&random, w2_type, WIDTH, i % DIM == 9 ? 3e4 : 1.0 / 16, w2 + i * bytes2);
+        EXPECT_OK(ful_row_decode(w2_type, w2 + i * bytes2, WIDTH, down + i * WIDTH));
+    }
+    for (size_t e = 0; e < EXPERTS; e++)
+        experts[e] =
+            (ref_expert){w1 + e * WIDTH * DIM, w3 + e * WIDTH * DIM, down + e * DIM * WIDTH};
+    ref_route_logits(ROWS, EXPERTS, TOP_K, logits64, indices, weights, NULL);
+    ref_moe(ROWS, DIM, WIDTH, TOP_K, x64, experts, indices, weights, want);
+    ful_tensor *t13 = NULL, *t2 = NULL;
+    EXPECT_OK(ful_tensor_create(
+        &t13, fixture.device,
+        ful_tensor_params(.type = w13_type, .experts = EXPERTS, .rows = 2 * WIDTH, .cols = DIM)));
+    EXPECT_OK(ful_tensor_create(
+        &t2, fixture.device,
+        ful_tensor_params(.type = w2_type, .experts = EXPERTS, .rows = DIM, .cols = WIDTH)));
+    for (uint32_t e = 0; e < EXPERTS; e++) {
+        EXPECT_OK(ful_tensor_write(t13, e, 0, 2 * WIDTH, w13 + (size_t)e * 2 * WIDTH * bytes13));
+        EXPECT_OK(ful_tensor_write(t2, e, 0, DIM, w2 + (size_t)e * DIM * bytes2));
+    }
+    ful_buffer *in = buffer_of(x, sizeof(float) * ROWS * DIM);
+    ful_buffer *scores = buffer_of(logits, sizeof(float) * ROWS * EXPERTS);
+    ful_buffer *routes = buffer_of(NULL, 8 * ROWS * TOP_K),
+               *out = buffer_of(NULL, sizeof(float) * ROWS * DIM);
+    ful_stream *s = half ? stream_begin_wide(half) : stream_begin(half);
+    EXPECT_OK(ful_op_route(s, &(ful_route_args){.logits = whole(scores),
+                                                .experts = EXPERTS,
+                                                .top_k = TOP_K,
+                                                .rows = ROWS,
+                                                .routes = whole(routes)}));
+    EXPECT_OK(ful_op_moe(s, &(ful_moe_args){.x = whole(in),
+                                            .routes = whole(routes),
+                                            .w13 = t13,
+                                            .w2 = t2,
+                                            .top_k = TOP_K,
+                                            .rows = ROWS,
+                                            .out = whole(out)}));
+    finish(&s, out, want, (size_t)ROWS * DIM, half ? 3e-3 : 1e-5, "experts of blocks");
+    ful_buffer_destroy(&out);
+    ful_buffer_destroy(&routes);
+    ful_buffer_destroy(&scores);
+    ful_buffer_destroy(&in);
+    ful_tensor_destroy(&t2);
+    ful_tensor_destroy(&t13);
+    free(down);
+    free(w3);
+    free(w1);
+    free(w2);
+    free(w13);
+    free(logits64);
+    free(logits);
+    free(want);
+    free(x64);
+    free(x);
+}
+
+static void test_block_experts(void **state)
+{
+    (void)state;
+    block_experts(FUL_TYPE_Q4_K, FUL_TYPE_Q6_K, false);
+    block_experts(FUL_TYPE_Q4_K, FUL_TYPE_Q6_K, true);
+    block_experts(FUL_TYPE_MXFP4, FUL_TYPE_Q8_0, true);
+}
+
 static int open_device(void **state)
 {
     (void)state;
@@ -446,7 +726,9 @@ int main(void)
         cmocka_unit_test(test_buffers),        cmocka_unit_test(test_matmul_and_norm),
         cmocka_unit_test(test_embed_and_gate), cmocka_unit_test(test_experts),
         cmocka_unit_test(test_lightning),      cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_sample),
+        cmocka_unit_test(test_sample),         cmocka_unit_test(test_block_rows),
+        cmocka_unit_test(test_block_errors),   cmocka_unit_test(test_block_floats),
+        cmocka_unit_test(test_block_products), cmocka_unit_test(test_block_experts),
     };
     return cmocka_run_group_tests(tests, open_device, close_device);
 }
