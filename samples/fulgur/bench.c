@@ -54,5 +54,42 @@ bench_spread bench_spread_of(double *values, size_t n)
     return s;
 }
 
+bool bench_types_parse(const cli_command *command, const char *text, uint32_t most,
+                       ful_type or_else, bench_types *out)
+{
+    *out = (bench_types){{or_else}, 1};
+    if (!text)
+        return true;
+    out->count = 0;
+    bool good = true;
+    if (most > 1 && strcmp(text, "all") == 0)
+        for (int t = FUL_TYPE_F32; t <= FUL_TYPE_MXFP4; t++)
+            out->values[out->count++] = (ful_type)t;
+    else
+        for (const char *p = text; p && good;) {
+            char name[16] = "";
+            size_t n = strcspn(p, ",");
+            if (n < sizeof name)
+                memcpy(name, p, n);
+            ful_type type = cli_type(name);
+            good = type != FUL_TYPE_DEFAULT && out->count < most;
+            if (good)
+                out->values[out->count++] = type;
+            p = p[n] ? p + n + 1 : NULL;
+        }
+    if (good)
+        return true;
+    fprintf(stderr, "fulgur %s: --type takes ", command->name);
+    for (int t = FUL_TYPE_F32; t <= FUL_TYPE_MXFP4; t++)
+        fprintf(stderr, "%s%s",
+                t == FUL_TYPE_F32    ? ""
+                : t < FUL_TYPE_MXFP4 ? ", "
+                                     : " or ",
+                ful_type_name((ful_type)t));
+    fprintf(stderr, "%s, not '%s'\n", most > 1 ? ", some of them with commas between, or all" : "",
+            text);
+    return false;
+}
+
 const cli_command cmd_bench = {"bench", "WHAT [options]",
                                "measure the device, ops and whole models", run};

@@ -59,9 +59,10 @@ static ful_tensor *tensor_make(bench_case *c, uint32_t slot, uint32_t experts, u
     return c->tensors[slot];
 }
 
-static double type_size(ful_type type)
+/* Bytes of `rows` weight rows as files have them: what any device must read at least. */
+static double file_bytes(const bench_case *c, double rows, uint32_t cols)
 {
-    return type == FUL_TYPE_F32 ? 4.0 : 2.0;
+    return rows * (double)ful_row_bytes(c->type, cols);
 }
 
 /* False with c->skip set if so much would not fit. */
@@ -92,31 +93,18 @@ bool bench_read_floats(const ful_buffer *b, uint64_t first, uint64_t n, float *o
     return ful_buffer_read(b, 4 * first, out, 4 * n) == FUL_OK;
 }
 
-static double half_value(uint16_t h)
+bool bench_read_row(const bench_case *c, uint32_t tensor, uint32_t expert, uint32_t row,
+                    uint32_t cols, void *w, float *out)
 {
-    uint32_t e = h >> 10 & 31, m = h & 1023;
-    double v = e == 0 ? ldexp((double)m, -24) : ldexp((double)(m + 1024), (int)e - 25);
-    return h & 0x8000 ? -v : v;
+    return ful_tensor_read(c->tensors[tensor], expert, row, 1, w) == FUL_OK &&
+           ful_row_decode(c->type, w, cols, out) == FUL_OK;
 }
 
-static double weight_value(ful_type type, const void *row, uint32_t i)
-{
-    if (type == FUL_TYPE_F32)
-        return ((const float *)row)[i];
-    uint16_t h = ((const uint16_t *)row)[i];
-    if (type == FUL_TYPE_F16)
-        return half_value(h);
-    uint32_t bits = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
-static double row_product(ful_type type, const void *row, const double *x, uint32_t n)
+static double row_product(const float *row, const double *x, uint32_t n)
 {
     double sum = 0.0;
     for (uint32_t i = 0; i < n; i++)
-        sum += weight_value(type, row, i) * x[i];
+        sum += (double)row[i] * x[i];
     return sum;
 }
 
@@ -142,7 +130,7 @@ double bench_half_limit(const bench_case *c)
 static bool matmul_record(bench_case *c, uint32_t out_rows, uint32_t cols)
 {
     uint32_t t = c->rows;
-    double w_bytes = (double)out_rows * cols * type_size(c->type);
+    double w_bytes = file_bytes(c, out_rows, cols);
     snprintf(c->detail, sizeof c->detail, "%u x %u", out_rows, cols);
     if (!bench_fits(c, w_bytes + 8.0 * t * (out_rows + cols)))
         return false;
@@ -161,9 +149,10 @@ static bool matmul_check_size(bench_case *c, uint32_t out_rows, uint32_t cols)
     enum { ROWS = 9, COLUMNS = 24 };
     bench_deviation d = {0};
     float *x = malloc(4 * (size_t)cols), *out = malloc(4 * (size_t)out_rows);
+    float *row = malloc(4 * (size_t)cols);
     double *xd = malloc(8 * (size_t)cols);
     void *w = malloc(4 * (size_t)cols);
-    bool good = x && out && xd && w;
+    bool good = x && out && row && xd && w;
     for (uint32_t i = 0; good && i < ROWS && i < c->rows; i++) {
         uint32_t r = bench_sample(i, ROWS, c->rows);
         good = bench_read_floats(c->buffers[0], (uint64_t)r * cols, cols, x) &&
@@ -172,13 +161,14 @@ static bool matmul_check_size(bench_case *c, uint32_t out_rows, uint32_t cols)
             xd[k] = x[k];
         for (uint32_t j = 0; good && j < COLUMNS; j++) {
             uint32_t n = bench_sample(j, COLUMNS, out_rows);
-            good = ful_tensor_read(c->tensors[0], 0, n, 1, w) == FUL_OK;
+            good = bench_read_row(c, 0, 0, n, cols, w, row);
             if (good)
-                bench_deviate(&d, out[n], row_product(c->type, w, xd, cols));
+                bench_deviate(&d, out[n], row_product(row, xd, cols));
         }
     }
     free(x);
     free(out);
+    free(row);
     free(xd);
     free(w);
     c->error = bench_deviation_of(&d);
@@ -204,6 +194,56 @@ static bool qkv_make(bench_case *c)
 static bool qkv_check(bench_case *c)
 {
     return matmul_check_size(c, 4 * c->shape->heads * c->shape->head_dim, c->shape->hidden);
+}
+
+/* ---- embedding ---- */
+
+static bool embed_make(bench_case *c)
+{
+    const bench_shape *s = c->shape;
+    snprintf(c->detail, sizeof c->detail, "%u of %u", s->hidden, s->vocab);
+    if (!bench_fits(c, file_bytes(c, s->vocab, s->hidden) + 4.0 * c->rows * (s->hidden + 1.0)))
+        return false;
+    uint32_t *tokens = malloc(4 * (size_t)c->rows);
+    for (uint32_t r = 0; tokens && r < c->rows; r++)
+        tokens[r] = (uint32_t)(mixed(c->seed + r) % s->vocab);
+    bool good = tokens && bench_buffer_make(c, 0, c->rows, 0.0, 1.0) &&
+                ful_buffer_write(c->buffers[0], 0, tokens, 4 * (uint64_t)c->rows) == FUL_OK &&
+                bench_out_make(c, 1, (uint64_t)c->rows * s->hidden) &&
+                tensor_make(c, 0, 1, s->vocab, s->hidden);
+    free(tokens);
+    if (!good)
+        return false;
+    ful_embed_args a = {.tokens = {c->buffers[0], 0, 0},
+                        .table = c->tensors[0],
+                        .out = {c->out, 0, 0},
+                        .rows = c->rows};
+    c->bytes = file_bytes(c, c->rows, s->hidden) + 4.0 * c->rows * (s->hidden + 1.0);
+    c->flops = 0.0;
+    return ful_op_embed(c->stream, &a) == FUL_OK;
+}
+
+static bool embed_check(bench_case *c)
+{
+    enum { ROWS = 64 };
+    uint32_t n = c->shape->hidden;
+    bench_deviation d = {0};
+    float *out = malloc(8 * (size_t)n), *row = out + n;
+    void *w = malloc(4 * (size_t)n);
+    bool good = out && w;
+    for (uint32_t i = 0; good && i < ROWS && i < c->rows; i++) {
+        uint32_t r = bench_sample(i, ROWS, c->rows), token;
+        good = ful_buffer_read(c->buffers[0], 4 * (uint64_t)r, &token, 4) == FUL_OK &&
+               bench_read_floats(c->out, (uint64_t)r * n, n, out) &&
+               bench_read_row(c, 0, 0, token, n, w, row);
+        for (uint32_t k = 0; good && k < n; k++)
+            bench_deviate(&d, out[k], row[k]);
+    }
+    free(out);
+    free(w);
+    c->error = bench_deviation_of(&d);
+    c->limit = 1e-6;
+    return good;
 }
 
 /* ---- mixture of experts ---- */
@@ -242,7 +282,7 @@ static uint32_t routes_make(bench_case *c, uint32_t *words)
 static bool moe_make(bench_case *c)
 {
     const bench_shape *s = c->shape;
-    double expert = 3.0 * s->hidden * s->width * type_size(c->type);
+    double expert = file_bytes(c, 2.0 * s->width, s->hidden) + file_bytes(c, s->hidden, s->width);
     snprintf(c->detail, sizeof c->detail, "%u experts top-%u of %u x %u", s->experts, s->top_k,
              s->hidden, s->width);
     if (!bench_fits(c, expert * s->experts + 16.0 * c->rows * s->top_k * (s->hidden + s->width)))
@@ -274,19 +314,22 @@ static bool moe_make(bench_case *c)
 }
 
 /* h of one pair: all rows of W1 and W3 of its expert. */
-static bool hidden_of(bench_case *c, uint32_t expert, const double *x, void *rows, double *h)
+static bool hidden_of(bench_case *c, uint32_t expert, const double *x, void *rows, float *row,
+                      double *h)
 {
     enum { AT_ONCE = 512 };
     const bench_shape *s = c->shape;
-    size_t row_bytes = s->hidden * (size_t)type_size(c->type);
+    size_t row_bytes = (size_t)ful_row_bytes(c->type, s->hidden);
     for (uint32_t i = 0; i < 2 * s->width; i += AT_ONCE) {
         uint32_t n = 2 * s->width - i < AT_ONCE ? 2 * s->width - i : AT_ONCE;
         if (ful_tensor_read(c->tensors[0], expert, i, n, rows) != FUL_OK)
             return false;
-        for (uint32_t k = 0; k < n; k += 2) {
-            const char *row = (const char *)rows + k * row_bytes;
-            h[(i + k) / 2] = silu(row_product(c->type, row, x, s->hidden)) *
-                             row_product(c->type, row + row_bytes, x, s->hidden);
+        for (uint32_t k = 0; k < n; k++) {
+            if (ful_row_decode(c->type, (const char *)rows + k * row_bytes, s->hidden, row) !=
+                FUL_OK)
+                return false;
+            double y = row_product(row, x, s->hidden), *to = &h[(i + k) / 2];
+            *to = k % 2 ? *to * y : silu(y);
         }
     }
     return true;
@@ -301,9 +344,11 @@ static bool moe_check(bench_case *c)
     float *x = malloc(4 * (size_t)s->hidden), *out = malloc(4 * (size_t)s->hidden);
     double *xd = malloc(8 * (size_t)s->hidden), *h = malloc(8 * (size_t)s->width),
            *want = malloc(sizeof(double) * COLUMNS);
-    uint32_t *route = malloc(8 * (size_t)s->top_k);
-    void *w = malloc(4 * (size_t)AT_ONCE * (s->hidden > s->width ? s->hidden : s->width));
-    bool good = x && out && xd && h && want && route && w;
+    uint32_t *route = malloc(8 * (size_t)s->top_k),
+             wide = s->hidden > s->width ? s->hidden : s->width;
+    float *row = malloc(4 * (size_t)wide);
+    void *w = malloc(4 * (size_t)AT_ONCE * wide);
+    bool good = x && out && xd && h && want && route && row && w;
     for (uint32_t i = 0; good && i < samples; i++) {
         uint32_t r = bench_sample(i, samples, c->rows);
         good = bench_read_floats(c->buffers[0], (uint64_t)r * s->hidden, s->hidden, x) &&
@@ -316,12 +361,12 @@ static bool moe_check(bench_case *c)
         for (uint32_t k = 0; good && k < s->top_k; k++) {
             float weight;
             memcpy(&weight, &route[2 * k + 1], 4);
-            good = hidden_of(c, route[2 * k], xd, w, h);
+            good = hidden_of(c, route[2 * k], xd, w, row, h);
             for (uint32_t j = 0; good && j < COLUMNS; j++) {
-                good = ful_tensor_read(c->tensors[1], route[2 * k],
-                                       bench_sample(j, COLUMNS, s->hidden), 1, w) == FUL_OK;
+                good = bench_read_row(c, 1, route[2 * k], bench_sample(j, COLUMNS, s->hidden),
+                                      s->width, w, row);
                 if (good)
-                    want[j] += weight * row_product(c->type, w, h, s->width);
+                    want[j] += weight * row_product(row, h, s->width);
             }
         }
         for (uint32_t j = 0; good && j < COLUMNS; j++)
@@ -333,6 +378,7 @@ static bool moe_check(bench_case *c)
     free(h);
     free(want);
     free(route);
+    free(row);
     free(w);
     c->error = bench_deviation_of(&d);
     c->limit = c->half ? 4e-3 : 1e-5; /* two products, one after the other */
@@ -453,21 +499,22 @@ static bool route_check(bench_case *c)
 }
 
 const bench_kind bench_kinds[] = {
-    {"lightning prefill", bench_lightning_make, bench_lightning_check, false},
-    {"lightning halves", bench_halves_make, bench_halves_check, false},
-    {"lightning decode", bench_lightning_step_make, bench_lightning_step_check, true},
-    {"attention prefill", bench_attention_make, bench_attention_check, false},
-    {"attention decode", bench_attention_make, bench_attention_check, true},
-    {"moe", moe_make, moe_check, false},
-    {"moe rows", moe_make, moe_check, true},
-    {"matmul qkv", qkv_make, qkv_check, false},
-    {"matmul out", project_make, project_check, false},
-    {"matvec qkv", qkv_make, qkv_check, true},
-    {"matvec out", project_make, project_check, true},
-    {"norm", norm_make, norm_check, false},
-    {"gated norm", bench_gated_make, bench_gated_check, false},
-    {"sample", bench_draw_make, bench_draw_check, true},
-    {"route", route_make, route_check, false},
+    {"lightning prefill", bench_lightning_make, bench_lightning_check, false, false},
+    {"lightning halves", bench_halves_make, bench_halves_check, false, false},
+    {"lightning decode", bench_lightning_step_make, bench_lightning_step_check, true, false},
+    {"attention prefill", bench_attention_make, bench_attention_check, false, false},
+    {"attention decode", bench_attention_make, bench_attention_check, true, false},
+    {"moe", moe_make, moe_check, false, true},
+    {"moe rows", moe_make, moe_check, true, true},
+    {"matmul qkv", qkv_make, qkv_check, false, true},
+    {"matmul out", project_make, project_check, false, true},
+    {"matvec qkv", qkv_make, qkv_check, true, true},
+    {"matvec out", project_make, project_check, true, true},
+    {"embed", embed_make, embed_check, false, true},
+    {"norm", norm_make, norm_check, false, false},
+    {"gated norm", bench_gated_make, bench_gated_check, false, false},
+    {"sample", bench_draw_make, bench_draw_check, true, false},
+    {"route", route_make, route_check, false, false},
 };
 const uint32_t bench_kind_count = sizeof bench_kinds / sizeof *bench_kinds;
 

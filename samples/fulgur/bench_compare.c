@@ -198,9 +198,10 @@ static bool take_ops(comparison *c, size_t k, const char *at)
         if (!needs(f, at, i, r, "op", true) || !needs(f, at, i, r, "rows", false) ||
             !needs(f, at, i, r, "size", true))
             return false;
-        snprintf(what, sizeof what, "%s, %.0f rows, %s",
-                 json_string_value(json_object_get(r, "op")),
-                 json_number_value(json_object_get(r, "rows")),
+        const char *weights = json_string_value(json_object_get(r, "weights"));
+        snprintf(what, sizeof what, "%s%s%s, %.0f rows, %s",
+                 json_string_value(json_object_get(r, "op")), weights ? ", " : "",
+                 weights ? weights : "", json_number_value(json_object_get(r, "rows")),
                  json_string_value(json_object_get(r, "size")));
         if (!is_measured(c, k, r, what))
             continue;

@@ -268,7 +268,7 @@ static int run(int argc, char **argv)
     cli_option options[CLI_MODEL_OPTIONS + 11] = {
         {0, "preset", "NAME", CLI_TEXT, &l.made.preset,
          "dimensions of the layer: tiny, small, mid, full8, ... (default mid)"},
-        {0, "type", "f32|f16|bf16", CLI_CHOICE, &type, "weights (default f16)"},
+        {0, "type", "TYPE", CLI_TEXT, &type, "weights: f16 (default), bf16, f32, q8_0, q4_k, ..."},
         {0, "experts", "N", CLI_UINT, &l.made.expert_count, "instead of the preset's"},
         {0, "from", "N", CLI_UINT, &least, "shortest prompt (default 4096)"},
         {0, "to", "N", CLI_UINT, &most, "longest prompt (default 1048576)"},
@@ -294,7 +294,10 @@ static int run(int argc, char **argv)
     }
     if (!l.made.preset)
         l.made.preset = "mid";
-    l.made.weight_type = cli_type(type);
+    bench_types types;
+    if (!bench_types_parse(&bench_lengths, type, 1, FUL_TYPE_DEFAULT, &types))
+        return CLI_USAGE;
+    l.made.weight_type = types.values[0];
     l.made.seed = l.seed;
     make_marks(&l.lightning, least, most);
     make_marks(&l.softmax, least, softmax < most ? softmax : most);

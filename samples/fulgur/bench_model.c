@@ -396,7 +396,8 @@ static int run(int argc, char **argv)
         {0, "preset", "NAME", CLI_TEXT, &made.preset,
          "make a model up: tiny, small, mid, full8x8, full8, full16, full80"},
         {'m', "model", "DIR", CLI_TEXT, &path, "load a model"},
-        {0, "type", "f32|f16|bf16", CLI_CHOICE, &type, "weights made up (default f16)"},
+        {0, "type", "TYPE", CLI_TEXT, &type,
+         "weights made up: f16 (default), bf16, f32, q8_0, q4_k, ..."},
         {0, "layers", "N", CLI_UINT, &made.block_count, "dimensions other than the preset's:"},
         {0, "hidden", "N", CLI_UINT, &made.hidden_size, ""},
         {0, "experts", "N", CLI_UINT, &made.expert_count, ""},
@@ -439,7 +440,10 @@ static int run(int argc, char **argv)
     if (!parse_list("prefill", p_text, &prefill) || !parse_list("decode", n_text, &decode) ||
         !parse_list("depth", d_text, &depths))
         return CLI_USAGE;
-    made.weight_type = cli_type(type);
+    bench_types types;
+    if (!bench_types_parse(&bench_model, type, 1, FUL_TYPE_DEFAULT, &types))
+        return CLI_USAGE;
+    made.weight_type = types.values[0];
     made.seed = b.seed;
     if (!path)
         b.model.synthetic = &made;

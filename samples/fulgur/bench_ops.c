@@ -41,7 +41,7 @@ static const row_list *rows_of(const ops_run *b, const bench_kind *k)
         return k->decode ? &contexts : &prompts;
     if (strcmp(k->name, "moe") == 0)
         return &experts;
-    if (strstr(k->name, "norm") || strcmp(k->name, "route") == 0)
+    if (strstr(k->name, "norm") || strcmp(k->name, "route") == 0 || strcmp(k->name, "embed") == 0)
         return &norms;
     return k->decode ? &steps : &products;
 }
@@ -152,6 +152,7 @@ static bool measure(ops_run *b, bench_case *c, result *r)
     r->gbps = c->bytes / s.median / 1e3;
     r->tflops = c->flops / s.median / 1e6;
     r->of_copy = b->copy > 0.0 ? 100.0 * r->gbps * 1e9 / b->copy : 0.0;
+    r->of_read = b->read > 0.0 ? 100.0 * r->gbps * 1e9 / b->read : 0.0;
     r->of_rate = b->rate > 0.0 ? 100.0 * r->tflops * 1e12 / b->rate : 0.0;
     return true;
 }
@@ -175,36 +176,43 @@ static void print_head(const ops_run *b)
 {
     uint32_t tuned = bench_tuned_choices(b->model.device);
     const ful_device_info *d = ful_device_get_info(b->model.device);
+    char types[16 * BENCH_MOST_TYPES] = "";
+    for (uint32_t i = 0; i < b->types.count; i++)
+        snprintf(types + strlen(types), sizeof types - strlen(types), "%s%s", i ? "," : "",
+                 ful_type_name(b->types.values[i]));
     if (b->json) {
         printf("{\"device\": ");
         cli_print_json_string(d->name, strlen(d->name));
         printf(", \"driver\": ");
         cli_print_json_string(d->driver, strlen(d->driver));
         printf(", \"shape\": \"%s\", \"weights\": \"%s\", \"arithmetic\": \"%s\", "
-               "\"tuned_choices\": %u, \"copy_bytes_per_s\": %.6g, \"matrix_flops_per_s\": %.6g, "
-               "\"results\": [",
-               b->shape->name, ful_type_name(b->type), b->half ? "f16" : "f32", tuned, b->copy,
-               b->rate);
+               "\"tuned_choices\": %u, \"copy_bytes_per_s\": %.6g, \"read_bytes_per_s\": %.6g, "
+               "\"matrix_flops_per_s\": %.6g, \"results\": [",
+               b->shape->name, types, b->half ? "f16" : "f32", tuned, b->copy, b->read, b->rate);
     } else if (b->csv) {
         printf("device,driver,shape,weights,arithmetic,op,size,rows,us,least,most,gb_per_s,"
-               "tflop_per_s,percent_of_copy,percent_of_rate,error,limit,result\n");
+               "tflop_per_s,percent_of_copy,percent_of_read,percent_of_rate,error,limit,result\n");
     } else {
         printf("device   %s (%s), %s\n", d->name, ful_device_kind_name(d->kind), d->driver);
-        printf("limits   copy %.0f GB/s, %s %.1f TFLOP/s, both measured\n", b->copy / 1e9,
-               b->rate_name, b->rate / 1e12);
+        printf("limits   copy %.0f GB/s, read %.0f GB/s, %s %.1f TFLOP/s, all measured\n",
+               b->copy / 1e9, b->read / 1e9, b->rate_name, b->rate / 1e12);
         printf("shape    %s; %s weights, %s arithmetic, %u tuned choices\n\n", b->shape->name,
-               ful_type_name(b->type), b->half ? "f16" : "f32", tuned);
-        printf("%-18s %7s %11s %23s %8s %6s %8s %6s %9s  %s\n", "op", "rows", "us", "least .. most",
-               "GB/s", "of copy", "TFLOP/s", "of max", "error", "size");
+               types, b->half ? "f16" : "f32", tuned);
+        printf("%-18s %-7s %7s %11s %23s %8s %7s %7s %8s %6s %9s  %s\n", "op", "weights", "rows",
+               "us", "least .. most", "GB/s", "of copy", "of read", "TFLOP/s", "of max", "error",
+               "size");
     }
 }
 
 static void print_result(ops_run *b, const result *r)
 {
     const ful_device_info *d = ful_device_get_info(b->model.device);
+    const char *type = r->type != FUL_TYPE_DEFAULT ? ful_type_name(r->type) : "-";
     if (b->json) {
-        printf("%s\n  {\"op\": \"%s\", \"size\": \"%s\", \"rows\": %u, ", b->count ? "," : "",
-               r->op, r->detail, r->rows);
+        printf("%s\n  {\"op\": \"%s\", ", b->count ? "," : "", r->op);
+        if (r->type != FUL_TYPE_DEFAULT && b->types.count > 1)
+            printf("\"weights\": \"%s\", ", type);
+        printf("\"size\": \"%s\", \"rows\": %u, ", r->detail, r->rows);
         if (r->wrong)
             printf("\"failed\": \"%s\"}", r->wrong);
         else
@@ -212,23 +220,25 @@ static void print_result(ops_run *b, const result *r)
                    "\"tflop_per_s\": %.4f, \"error\": %.3g, \"limit\": %.3g}",
                    r->us, r->least, r->most, r->gbps, r->tflops, r->error, r->limit);
     } else if (b->csv) {
-        printf("\"%s\",\"%s\",%s,%s,%s,%s,\"%s\",%u,", d->name, d->driver, b->shape->name,
-               ful_type_name(b->type), b->half ? "f16" : "f32", r->op, r->detail, r->rows);
+        printf("\"%s\",\"%s\",%s,%s,%s,%s,\"%s\",%u,", d->name, d->driver, b->shape->name, type,
+               b->half ? "f16" : "f32", r->op, r->detail, r->rows);
         if (r->wrong)
-            printf(",,,,,,,,,FAILED: %s\n", r->wrong);
+            printf(",,,,,,,,,,FAILED: %s\n", r->wrong);
         else
-            printf("%.3f,%.3f,%.3f,%.2f,%.4f,%.1f,%.1f,%.3g,%.3g,right\n", r->us, r->least, r->most,
-                   r->gbps, r->tflops, r->of_copy, r->of_rate, r->error, r->limit);
+            printf("%.3f,%.3f,%.3f,%.2f,%.4f,%.1f,%.1f,%.1f,%.3g,%.3g,right\n", r->us, r->least,
+                   r->most, r->gbps, r->tflops, r->of_copy, r->of_read, r->of_rate, r->error,
+                   r->limit);
     } else if (r->wrong) {
-        printf("%-18s %7u %11s  FAILED: %s", r->op, r->rows, "-", r->wrong);
+        printf("%-18s %-7s %7u %11s  FAILED: %s", r->op, type, r->rows, "-", r->wrong);
         if (r->limit > 0.0)
             printf(", error %.2e above %.0e", r->error, r->limit);
         printf("; %s\n", r->detail);
     } else {
         char spread[48];
         snprintf(spread, sizeof spread, "%.2f .. %.2f", r->least, r->most);
-        printf("%-18s %7u %11.2f %23s %8.1f %5.0f %% %8.2f %4.0f %% %9.1e  %s\n", r->op, r->rows,
-               r->us, spread, r->gbps, r->of_copy, r->tflops, r->of_rate, r->error, r->detail);
+        printf("%-18s %-7s %7u %11.2f %23s %8.1f %5.0f %% %5.0f %% %8.2f %4.0f %% %9.1e  %s\n",
+               r->op, type, r->rows, r->us, spread, r->gbps, r->of_copy, r->of_read, r->tflops,
+               r->of_rate, r->error, r->detail);
     }
     fflush(stdout);
     b->count++;
@@ -236,7 +246,7 @@ static void print_result(ops_run *b, const result *r)
 
 /* ---- all of them ---- */
 
-static result run_case(ops_run *b, const bench_kind *kind, uint32_t rows)
+static result run_case(ops_run *b, const bench_kind *kind, ful_type type, uint32_t rows)
 {
     uint64_t now = 0, peak = 0;
     ful_device_memory(b->model.device, &now, &peak);
@@ -245,13 +255,13 @@ static result run_case(ops_run *b, const bench_kind *kind, uint32_t rows)
     bench_case c = {.kind = kind,
                     .shape = b->shape,
                     .device = b->model.device,
-                    .type = b->type,
+                    .type = type,
                     .half = b->half,
                     .rows = contexts_vary ? 1 : rows,
                     .keys = rows,
                     .memory = (caps->device_memory_bytes - now) / 5 * 4,
                     .seed = b->seed};
-    result r = {.op = kind->name, .rows = rows};
+    result r = {.op = kind->name, .type = kind->weights ? type : FUL_TYPE_DEFAULT, .rows = rows};
     bool good =
         ful_stream_begin(&c.stream, c.device, ful_stream_params(.half = b->half)) == FUL_OK &&
         kind->make(&c) && measure(b, &c, &r);
@@ -269,6 +279,8 @@ static void measure_limits(ops_run *b)
     ful_rate_result r;
     if (ful_device_measure(b->model.device, FUL_RATE_COPY, &r) == FUL_OK)
         b->copy = r.median;
+    if (ful_device_measure(b->model.device, FUL_RATE_READ, &r) == FUL_OK)
+        b->read = r.median;
     static const struct {
         ful_rate rate;
         const char *name;
@@ -282,12 +294,14 @@ static void measure_limits(ops_run *b)
 
 static void take(ops_run *b, result r)
 {
-    if (!r.left_out[0])
+    if (!r.left_out[0]) {
         print_result(b, &r);
-    else if (r.fault)
-        fprintf(stderr, "fulgur bench ops: %s of %u rows: %s\n", r.op, r.rows, r.left_out);
-    else
-        fprintf(stderr, "fulgur bench ops: %s of %u rows left out: %s\n", r.op, r.rows, r.left_out);
+        return;
+    }
+    fprintf(stderr, "fulgur bench ops: %s of %u rows", r.op, r.rows);
+    if (r.type != FUL_TYPE_DEFAULT)
+        fprintf(stderr, ", %s weights", ful_type_name(r.type));
+    fprintf(stderr, "%s: %s\n", r.fault ? "" : " left out", r.left_out);
 }
 
 static void run_all(ops_run *b)
@@ -299,15 +313,18 @@ static void run_all(ops_run *b)
         if (b->filter && !strstr(kind->name, b->filter))
             continue;
         const row_list *rows = rows_of(b, kind);
-        for (uint32_t i = 0; i < rows->count && !cli_interrupted(); i++)
-            take(b, run_case(b, kind, rows->values[i]));
+        uint32_t types = kind->weights ? b->types.count : 1;
+        for (uint32_t i = 0; i < rows->count * types && !cli_interrupted(); i++)
+            take(b, run_case(b, kind, b->types.values[i % types], rows->values[i / types]));
     }
     if (b->json)
         printf("\n]}\n");
     else if (!b->csv)
-        printf("\ntime of the device from an op's first dispatch to its last one's end; GB/s and "
-               "TFLOP/s: what must\nmove and be computed at least; error: norm of the difference "
-               "from double precision over its norm\n");
+        printf(
+            "\ntime of the device from an op's first dispatch to its last one's end; GB/s and "
+            "TFLOP/s: what must\nmove and be computed at least, weights in bytes of files; error: "
+            "norm of the difference from double\nprecision, with the weights a host decodes, over "
+            "its norm\n");
 }
 
 /* A case is run at least five times; the work of attention grows with the square of a prompt. */
@@ -336,7 +353,7 @@ void bench_ops_some(ops_run *b, uint64_t until_ns, void (*give)(void *ctx, const
             else if (rows->count < 2 || first[k].left_out[0])
                 continue;
             if (has_time(&first[k], n, until_ns))
-                r = run_case(b, &bench_kinds[k], n);
+                r = run_case(b, &bench_kinds[k], b->types.values[0], n);
             else
                 snprintf(r.left_out, sizeof r.left_out, "no time left");
             if (round == 0)
@@ -347,18 +364,15 @@ void bench_ops_some(ops_run *b, uint64_t until_ns, void (*give)(void *ctx, const
 
 bool bench_ops_choose(ops_run *b)
 {
-    static const ful_type types[] = {FUL_TYPE_F16, FUL_TYPE_BF16, FUL_TYPE_F32};
     bool cpu = ful_device_get_info(b->model.device)->kind == FUL_DEVICE_CPU;
     const char *shape = b->shape_text ? b->shape_text : cpu ? "tiny" : "real";
     for (int i = 0; i < SHAPE_COUNT; i++)
         if (strcmp(shapes[i].name, shape) == 0)
             b->shape = &shapes[i];
-    for (int i = 0; i < 3; i++)
-        if (strcmp(ful_type_name(types[i]), b->type_text ? b->type_text : "f16") == 0)
-            b->type = types[i];
     const char *p = b->model.precision_text;
     b->half = p && strcmp(p, "f32") == 0 ? false : (p && strcmp(p, "f16") == 0) || !cpu;
-    return parse_rows("rows", b->rows_text, &b->rows);
+    return bench_types_parse(&bench_ops, b->type_text, BENCH_MOST_TYPES, FUL_TYPE_F16, &b->types) &&
+           parse_rows("rows", b->rows_text, &b->rows);
 }
 
 static int run(int argc, char **argv)
@@ -370,7 +384,8 @@ static int run(int argc, char **argv)
          "what to pretend absent, as in FULGUR_CAPS: chooses other variants"},
         {0, "precision", "f16|f32", CLI_CHOICE, &b.model.precision_text,
          "arithmetic; f16 except on CPU devices"},
-        {'t', "type", "f16|bf16|f32", CLI_CHOICE, &b.type_text, "weights; f16"},
+        {'t', "type", "LIST", CLI_TEXT, &b.type_text,
+         "weights, one type or several with commas between: f32, bf16, q8_0, q4_k, ...; all; f16"},
         {0, "shape", "real|mid|small|tiny", CLI_CHOICE, &b.shape_text,
          "sizes; real, tiny on CPU devices"},
         {'f', "filter", "TEXT", CLI_TEXT, &b.filter, "only ops whose name has it"},
@@ -392,6 +407,8 @@ static int run(int argc, char **argv)
             fprintf(stderr, "fulgur bench ops: --reps is from 1 to %d\n", MOST_REPS);
         return CLI_USAGE;
     }
+    if (!bench_types_parse(&bench_ops, b.type_text, BENCH_MOST_TYPES, FUL_TYPE_F16, &b.types))
+        return CLI_USAGE;
     if (!cli_open_instance(&b.model.instance, b.model.verbose))
         return CLI_FAILED;
     cli_watch_interrupt();

@@ -23,7 +23,8 @@ typedef struct bench_kind {
     const char *name;
     bool (*make)(bench_case *c);
     bool (*check)(bench_case *c);
-    bool decode; /* rows are sequences or tokens of a step, not a prompt's length */
+    bool decode;  /* rows are sequences or tokens of a step, not a prompt's length */
+    bool weights; /* reads a matrix: measured with every type asked for */
 } bench_kind;
 extern const bench_kind bench_kinds[];
 extern const uint32_t bench_kind_count;
@@ -59,11 +60,12 @@ struct bench_case {
 /* What one case gave. */
 typedef struct bench_result {
     const char *op;
+    ful_type type; /* of its weights; FUL_TYPE_DEFAULT: it has none */
     char detail[64];
     uint32_t rows;
     double us, least, most; /* of the device; wall clock where it has no timestamps */
     double bytes, flops;    /* what must move and be computed at least */
-    double gbps, tflops, of_copy, of_rate;
+    double gbps, tflops, of_copy, of_read, of_rate;
     double error, limit;
     const char *wrong;  /* not NULL: no figures */
     char left_out[160]; /* not empty: why it was not measured */
@@ -81,11 +83,11 @@ typedef struct bench_ops_run {
     cli_model model;
     const bench_shape *shape;
     const char *shape_text, *type_text, *filter, *rows_text;
-    ful_type type;
+    bench_types types;
     bool half, json, csv;
     uint32_t reps, count;
     uint64_t seed;
-    double copy, rate; /* of the device: bytes/s, FLOP/s */
+    double copy, read, rate; /* of the device: bytes/s, bytes/s, FLOP/s */
     const char *rate_name;
     bench_rows rows; /* empty: each op's own */
     bool failed;
@@ -124,6 +126,11 @@ double bench_half_limit(const bench_case *c);
 bool bench_read_floats(const ful_buffer *b, uint64_t first, uint64_t n, float *out);
 /* The i-th of n samples among `all`, the first and the last among them. */
 uint32_t bench_sample(uint32_t i, uint32_t n, uint32_t all);
+
+/* Row `row` of an expert of one of the tensors, decoded on the host, from `w`, room for a row of
+ * any type. */
+bool bench_read_row(const bench_case *c, uint32_t tensor, uint32_t expert, uint32_t row,
+                    uint32_t cols, void *w, float *out);
 
 /* bench_mixers.c */
 bool bench_lightning_make(bench_case *c);

@@ -29,9 +29,11 @@ static void print_head(const bench_run *b)
            "%u\n",
            b->name, i->block_count, i->softmax_block_count, i->hidden_size, i->expert_count,
            i->top_k, i->intermediate_size, i->vocab_size);
-    printf("         %.1f M parameters, %.1f M of them active; %s weights, %s arithmetic\n",
+    printf("         %.1f M parameters, %.1f M of them active; %s weights, %.1f MiB of them for a "
+           "token, %s arithmetic\n",
            (double)i->parameter_count / 1e6, (double)i->active_parameter_count / 1e6,
-           ful_type_name(b->type), p->precision == FUL_PRECISION_F16 ? "f16" : "f32");
+           ful_type_name(b->type), mib(i->active_weight_bytes),
+           p->precision == FUL_PRECISION_F16 ? "f16" : "f32");
     printf("memory   %.1f MiB of weights, a session of %zu tokens in chunks of %u: %.1f states + "
            "%.1f keys + %.1f activations; %.1f in all of %.1f free\n",
            mib(p->weight_bytes), p->max_tokens, p->chunk_tokens, mib(p->state_bytes),

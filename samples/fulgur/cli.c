@@ -309,7 +309,7 @@ void cli_clear_interrupt(void)
 
 ful_type cli_type(const char *name)
 {
-    for (int t = FUL_TYPE_F32; name && t <= FUL_TYPE_BF16; t++)
+    for (int t = FUL_TYPE_F32; name && t <= FUL_TYPE_MXFP4; t++)
         if (strcmp(name, ful_type_name((ful_type)t)) == 0)
             return (ful_type)t;
     return FUL_TYPE_DEFAULT;

@@ -133,7 +133,7 @@ void cli_watch_interrupt(void);
 bool cli_interrupted(void);
 void cli_clear_interrupt(void);
 
-ful_type cli_type(const char *name); /* of "f32", "f16", "bf16"; NULL: the default */
+ful_type cli_type(const char *name); /* by its name; NULL and others: the default */
 
 bool cli_is_terminal(FILE *file);
 uint64_t cli_now_ns(void);

@@ -214,7 +214,7 @@ json_t *report_ops(ful_device *device, const json_t *rates, uint32_t seed, bool 
                   .peak = run.half && matrix > 0.0 ? matrix : f32};
     json_t *o = json_object();
     set_text(o, "shape", run.shape->name);
-    set_text(o, "weights", ful_type_name(run.type));
+    set_text(o, "weights", ful_type_name(run.types.values[0]));
     set_text(o, "arithmetic", run.half ? "f16" : "f32");
     report_set_number(o, "roof_gb_per_s", l.bandwidth);
     report_set_number(o, "roof_tflop_per_s", l.peak);

@@ -402,8 +402,21 @@ expect_same "bench ops --json names the type" "$("$JSON_GET" weights <"$out")" f
 run bench ops --shape tiny --filter "lightning prefill" --rows 40,64 --reps 2 --csv
 expect_code "bench ops --csv" 0
 expect_same "bench ops --csv has a line a case" "$(wc -l <"$out")" 3
+run bench ops --shape tiny --filter "matvec out" --rows 1 --reps 2 --type q8_0,q4_k,bf16 --json
+expect_code "bench ops of three types" 0
+expect_same "bench ops of three types: names them" "$("$JSON_GET" weights <"$out")" q8_0,q4_k,bf16
+expect_same "bench ops of three types: a case each" "$("$JSON_GET" results <"$out")" 3
+expect_text "bench ops of three types: says which" "$out" '"weights": "q4_k"' read_bytes_per_s
+run bench ops --shape tiny --filter embed --rows 3 --reps 1 --type all --csv
+expect_code "bench ops of all types" 0
+expect_same "bench ops of all types: a line each" "$(wc -l <"$out")" 16
+expect_same "bench ops of all types: all right" "$(grep -c ',right$' "$out")" 15
+run bench ops --type q4_k,q9
+expect_error "bench ops of an unknown type" 2 "--type takes" "q5_k" "mxfp4, some of them" "q4_k,q9"
+run bench model --preset tiny --type q4_k,q8_0
+expect_error "bench model of two types" 2 "--type takes" "q4_k,q8_0"
 # A wrong result may not show a figure.
-for op in "lightning prefill" moe "gated norm" sample; do
+for op in "lightning prefill" moe "gated norm" sample embed; do
     FULGUR_BENCH_SPOIL=$op run bench ops --shape tiny --filter "$op" --rows 1 --reps 2
     expect_code "bench ops of a spoilt $op" 1
     expect_text "bench ops of a spoilt $op: says so" "$out" "FAILED"
