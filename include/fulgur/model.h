@@ -74,19 +74,51 @@ typedef bool (*ful_tensor_fn)(void *ctx,
 FUL_API ful_result ful_model_tensors(ful_instance *instance, const char *path, ful_tensor_fn fn,
                                      void *ctx);
 
+/* One tensor of a file that is written. Pointers are valid during the call only. */
+typedef struct ful_converted_tensor {
+    const char *name; /* the experts of a layer are one */
+    ful_type type;
+    ful_type wanted; /* what was asked for: another than `type` where rows are no multiples of its
+                        block, and one of smaller blocks and no fewer bits took its place */
+    uint64_t elements, bytes;
+    bool weighted; /* by importance */
+} ful_converted_tensor;
+/* Called when a tensor is written, on the thread of the call. */
+typedef void (*ful_converted_fn)(void *ctx, const ful_converted_tensor *tensor);
+
 typedef struct ful_convert_params {
     size_t struct_size;
-    ful_type type; /* of matrices: F32, F16 or BF16; 0 = each as it is. Norms and routers are F32 */
+    ful_type type; /* of all matrices. Norms and routers are F32 in any case */
+    /* Instead of a type: a mix of types by name, in any case ("q4_k_m"; ful_convert_mix lists
+     * them), where head, embedding and what errors cost most in have more bits. Neither: every
+     * matrix as it is. */
+    const char *mix;
+    /* NULL, or a file of what the columns of matrices are multiplied with, as `fulgur imatrix`
+     * writes: errors are weighted by it. Matrices it does not have are coded without. */
+    const char *importance_path;
+    uint32_t threads; /* that code; 0 = one for each processor. The file does not depend on it */
+    ful_converted_fn tensor; /* may be NULL */
+    void *tensor_ctx;
 } ful_convert_params;
 #define ful_convert_params(...)                                                                    \
     (&(ful_convert_params){.struct_size = sizeof(ful_convert_params), __VA_ARGS__})
 
-/* Writes the model at `path` as one GGUF file, with its tokenizer if there is one (tokenizer.json
- * in the folder). The file lies beside out_path under another name until it is whole; FUL_ERR_IO if
- * out_path exists. Keys of the architecture minimax-01, and "fulgur." ones for what those can't
- * say; residual_scale is left out where the factors of residuals differ, so that no other program
- * runs such a model wrongly. Takes 2 MiB besides the head and one row. FUL_ERR_FORMAT names a value
- * that F16 would make infinite. Cancellable. */
+/* Name of the mix `index`; NULL beyond the last. Static storage. */
+FUL_API const char *ful_convert_mix(uint32_t index);
+
+/* Writes the model at `path`, of any types, as one GGUF file, with its tokenizer if there is one
+ * (tokenizer.json in the folder, or a GGUF's). The file lies beside out_path under another name
+ * (out_path.PROCESS-N.tmp, which is all that a killed process leaves, and in nobody's way) until it
+ * is whole; FUL_ERR_IO if out_path exists. Keys of the architecture minimax-01, and "fulgur." ones
+ * for what those can't say; residual_scale is left out where the factors of residuals differ, so
+ * that no other program runs such a model wrongly.
+ *
+ * Host memory, whatever the size of model and tensors: the head of the file (the tokenizer,
+ * mostly), 4 MiB or one row of the result if that is more, two rows of floats for each thread, the
+ * file of importance, and 100 bytes for each tensor of both files. Files are mapped.
+ *
+ * FUL_ERR_FORMAT names a value that is not finite or that the type can't hold with its tensor and
+ * index; tensors that keep their type are copied as they are. Cancellable. */
 FUL_API ful_result ful_model_convert(ful_instance *instance, const char *path, const char *out_path,
                                      const ful_convert_params *params, ful_progress_fn progress,
                                      void *progress_ctx);

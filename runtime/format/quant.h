@@ -24,8 +24,10 @@ void quant_from_device(ful_type type, const void *device_row, uint64_t cols, voi
 void quant_encode(ful_type type, const float *row, uint64_t cols, const float *importance,
                   void *file_row);
 
-/* The first element of `row` that the type can't hold (not finite, or beyond 65504 where scales are
- * fp16), or cols. */
+/* The largest value that `type` is given: 65504 where scales are fp16. */
+float quant_largest(ful_type type);
+/* The first element of `row` that the type can't hold (not finite, or beyond the largest), or cols.
+ */
 uint64_t quant_find_unfit(ful_type type, const float *row, uint64_t cols);
 
 /* ---- of any type: floats, too ---- */

@@ -288,10 +288,16 @@ void quant_encode(ful_type type, const float *row, uint64_t cols, const float *i
     }
 }
 
+float quant_largest(ful_type type)
+{
+    return type == FUL_TYPE_F32 || type == FUL_TYPE_MXFP4 ? 3.402823466e38f
+           : type == FUL_TYPE_BF16                        ? 3.389531390e38f
+                                                          : 65504.0f;
+}
+
 uint64_t quant_find_unfit(ful_type type, const float *row, uint64_t cols)
 {
-    const bool wide = type == FUL_TYPE_F32 || type == FUL_TYPE_BF16 || type == FUL_TYPE_MXFP4;
-    const float most = wide ? 3.402823466e38f : 65504.0f;
+    const float most = quant_largest(type);
     for (uint64_t i = 0; i < cols; i++) {
         if (!(fabsf(row[i]) <= most))
             return i;

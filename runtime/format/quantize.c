@@ -68,12 +68,17 @@ static ful_result unfit(const part *p)
     row_to_floats(q->from, (const uint8_t *)q->data + row * p->from_bytes, q->cols, p->floats);
     const uint64_t col = quant_find_unfit(q->to, p->floats, q->cols);
     const double value = (double)p->floats[col];
+    const char *path = q->path ? q->path : "", *colon = q->path ? ": " : "";
+    const unsigned long long index = row * q->cols + col;
     if (!isfinite(value))
-        return fail(FUL_ERR_FORMAT, "tensor %s: row %llu, column %llu is %g, which is not finite",
-                    q->name, (unsigned long long)row, (unsigned long long)col, value);
-    return fail(FUL_ERR_FORMAT, "tensor %s: row %llu, column %llu is %g; %s holds at most 65504",
-                q->name, (unsigned long long)row, (unsigned long long)col, value,
-                ful_type_name(q->to));
+        return fail(FUL_ERR_FORMAT,
+                    "%s%stensor %s: row %llu, column %llu (index %llu) is %g, which is not finite",
+                    path, colon, q->name, (unsigned long long)row, (unsigned long long)col, index,
+                    value);
+    return fail(FUL_ERR_FORMAT,
+                "%s%stensor %s: row %llu, column %llu (index %llu) is %g; %s holds at most %g",
+                path, colon, q->name, (unsigned long long)row, (unsigned long long)col, index,
+                value, ful_type_name(q->to), (double)quant_largest(q->to));
 }
 
 static ful_result parts_run(team *t, part *p, uint64_t most_rows, quantize_write_fn write,

@@ -15,6 +15,7 @@ typedef struct quantize_params {
     const float *importance;
     uint64_t importance_rows;
     size_t part_bytes; /* of the result, held before they are written; 0: 4 MiB */
+    const char *path;  /* NULL, or the file that has it, for errors */
 } quantize_params;
 
 /* Takes the next bytes of the result, in order, on the thread that called tensor_quantize. Its
@@ -29,8 +30,8 @@ typedef struct quantize_error {
 /* Rows are coded on the team's threads; the bytes do not depend on how many they are. Holds a part
  * of the result, at least a row, and two rows of floats for each thread. FUL_ERR_ARGUMENT: cols no
  * multiple of a type's block; FUL_ERR_FORMAT: a value that is not finite or that `to` can't hold,
- * named with its row and column; what was written before it stays. `error`: NULL, or what the
- * coding cost, which takes decoding, too. */
+ * named with its row, column and index in the tensor; what was written before it stays. `error`:
+ * NULL, or what the coding cost, which takes decoding, too. */
 ful_result tensor_quantize(const ful_alloc *a, team *t, const quantize_params *params,
                            quantize_write_fn write, void *ctx, quantize_error *error);
 

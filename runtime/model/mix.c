@@ -34,6 +34,7 @@ static const uint8_t classes[ROLE_COUNT] = {
 
 struct mix {
     const char *name;
+    uint8_t file_type; /* its number in general.file_type */
     /* embedding, head, attention, value, up, down; `more`: value and down in the layers where
      * errors cost most, the first and last eighth and every third between */
     uint8_t embedding, head, attention, value, up, down, more;
@@ -41,25 +42,25 @@ struct mix {
 
 #define T(name) FUL_TYPE_##name
 static const mix mixes[] = {
-    /* name      embedding head     attention value    up       down     more */
-    {"f32", T(F32), T(F32), T(F32), T(F32), T(F32), T(F32), T(F32)},
-    {"f16", T(F16), T(F16), T(F16), T(F16), T(F16), T(F16), T(F16)},
-    {"bf16", T(BF16), T(BF16), T(BF16), T(BF16), T(BF16), T(BF16), T(BF16)},
-    {"q8_0", T(Q8_0), T(Q8_0), T(Q8_0), T(Q8_0), T(Q8_0), T(Q8_0), T(Q8_0)},
-    {"q6_k", T(Q6_K), T(Q8_0), T(Q6_K), T(Q6_K), T(Q6_K), T(Q6_K), T(Q6_K)},
-    {"q5_k_m", T(Q5_K), T(Q6_K), T(Q5_K), T(Q5_K), T(Q5_K), T(Q5_K), T(Q6_K)},
-    {"q5_k_s", T(Q5_K), T(Q6_K), T(Q5_K), T(Q5_K), T(Q5_K), T(Q5_K), T(Q5_K)},
-    {"q4_k_m", T(Q4_K), T(Q6_K), T(Q4_K), T(Q4_K), T(Q4_K), T(Q4_K), T(Q6_K)},
-    {"q4_k_s", T(Q4_K), T(Q6_K), T(Q4_K), T(Q4_K), T(Q4_K), T(Q4_K), T(Q5_K)},
-    {"q3_k_m", T(Q3_K), T(Q6_K), T(Q3_K), T(Q4_K), T(Q3_K), T(Q4_K), T(Q5_K)},
-    {"q3_k_s", T(Q3_K), T(Q6_K), T(Q3_K), T(Q3_K), T(Q3_K), T(Q3_K), T(Q3_K)},
-    {"q2_k", T(Q2_K), T(Q6_K), T(Q3_K), T(Q4_K), T(Q2_K), T(Q3_K), T(Q4_K)},
-    {"q5_0", T(Q5_0), T(Q6_K), T(Q5_0), T(Q5_0), T(Q5_0), T(Q5_0), T(Q5_0)},
-    {"q5_1", T(Q5_1), T(Q6_K), T(Q5_1), T(Q5_1), T(Q5_1), T(Q5_1), T(Q5_1)},
-    {"q4_0", T(Q4_0), T(Q6_K), T(Q4_0), T(Q4_0), T(Q4_0), T(Q4_0), T(Q4_0)},
-    {"q4_1", T(Q4_1), T(Q6_K), T(Q4_1), T(Q4_1), T(Q4_1), T(Q4_1), T(Q4_1)},
-    {"iq4_nl", T(IQ4_NL), T(Q6_K), T(IQ4_NL), T(Q5_K), T(IQ4_NL), T(IQ4_NL), T(Q5_K)},
-    {"mxfp4", T(Q8_0), T(Q8_0), T(Q8_0), T(Q8_0), T(MXFP4), T(MXFP4), T(MXFP4)},
+    /* name, number, embedding, head, attention, value, up, down, more */
+    {"f32", 0, T(F32), T(F32), T(F32), T(F32), T(F32), T(F32), T(F32)},
+    {"f16", 1, T(F16), T(F16), T(F16), T(F16), T(F16), T(F16), T(F16)},
+    {"bf16", 32, T(BF16), T(BF16), T(BF16), T(BF16), T(BF16), T(BF16), T(BF16)},
+    {"q8_0", 7, T(Q8_0), T(Q8_0), T(Q8_0), T(Q8_0), T(Q8_0), T(Q8_0), T(Q8_0)},
+    {"q6_k", 18, T(Q6_K), T(Q8_0), T(Q6_K), T(Q6_K), T(Q6_K), T(Q6_K), T(Q6_K)},
+    {"q5_k_m", 17, T(Q5_K), T(Q6_K), T(Q5_K), T(Q5_K), T(Q5_K), T(Q5_K), T(Q6_K)},
+    {"q5_k_s", 16, T(Q5_K), T(Q6_K), T(Q5_K), T(Q5_K), T(Q5_K), T(Q5_K), T(Q5_K)},
+    {"q4_k_m", 15, T(Q4_K), T(Q6_K), T(Q4_K), T(Q4_K), T(Q4_K), T(Q4_K), T(Q6_K)},
+    {"q4_k_s", 14, T(Q4_K), T(Q6_K), T(Q4_K), T(Q4_K), T(Q4_K), T(Q4_K), T(Q5_K)},
+    {"q3_k_m", 12, T(Q3_K), T(Q6_K), T(Q3_K), T(Q4_K), T(Q3_K), T(Q4_K), T(Q5_K)},
+    {"q3_k_s", 11, T(Q3_K), T(Q6_K), T(Q3_K), T(Q3_K), T(Q3_K), T(Q3_K), T(Q3_K)},
+    {"q2_k", 10, T(Q2_K), T(Q6_K), T(Q3_K), T(Q4_K), T(Q2_K), T(Q3_K), T(Q4_K)},
+    {"q5_0", 8, T(Q5_0), T(Q6_K), T(Q5_0), T(Q5_0), T(Q5_0), T(Q5_0), T(Q5_0)},
+    {"q5_1", 9, T(Q5_1), T(Q6_K), T(Q5_1), T(Q5_1), T(Q5_1), T(Q5_1), T(Q5_1)},
+    {"q4_0", 2, T(Q4_0), T(Q6_K), T(Q4_0), T(Q4_0), T(Q4_0), T(Q4_0), T(Q4_0)},
+    {"q4_1", 3, T(Q4_1), T(Q6_K), T(Q4_1), T(Q4_1), T(Q4_1), T(Q4_1), T(Q4_1)},
+    {"iq4_nl", 25, T(IQ4_NL), T(Q6_K), T(IQ4_NL), T(Q5_K), T(IQ4_NL), T(IQ4_NL), T(Q5_K)},
+    {"mxfp4", 38, T(Q8_0), T(Q8_0), T(Q8_0), T(Q8_0), T(MXFP4), T(MXFP4), T(MXFP4)},
 };
 #undef T
 
@@ -90,6 +91,11 @@ const mix *mix_at(uint32_t index)
 const char *mix_name(const mix *m)
 {
     return m->name;
+}
+
+uint32_t mix_file_type(const mix *m)
+{
+    return m->file_type;
 }
 
 const mix *mix_find(const char *name)
@@ -146,13 +152,17 @@ static ful_type type_smaller(ful_type type)
     }
 }
 
-ful_type mix_type(const mix *m, tensor_role role, uint32_t layer, uint32_t layers, uint64_t cols,
-                  ful_type *wanted)
+ful_type mix_fit(ful_type named, uint64_t cols, ful_type *wanted)
 {
-    const ful_type named = type_wanted(m, role, layer, layers);
     ful_type type = named;
     while (type_row_bytes(type, cols) == 0 && type != FUL_TYPE_F16)
         type = type_smaller(type);
     *wanted = type == named ? FUL_TYPE_DEFAULT : named;
     return type;
+}
+
+ful_type mix_type(const mix *m, tensor_role role, uint32_t layer, uint32_t layers, uint64_t cols,
+                  ful_type *wanted)
+{
+    return mix_fit(type_wanted(m, role, layer, layers), cols, wanted);
 }

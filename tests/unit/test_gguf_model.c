@@ -214,9 +214,9 @@ static void test_convert_failures(void **state)
     expect_error_words("lm_head.weight", "index 3", "f16", NULL);
     checkpoint_remove(source);
     assert_int_equal(ful_model_convert(instance, models[0], path,
-                                       ful_convert_params(.type = FUL_TYPE_Q8_0), NULL, NULL),
+                                       ful_convert_params(.type = (ful_type)99), NULL, NULL),
                      FUL_ERR_ARGUMENT);
-    expect_error_words("q8_0", NULL);
+    expect_error_words("99", NULL);
     assert_int_equal(ful_model_convert(instance, dir, path, NULL, NULL, NULL), FUL_ERR_IO);
     must(path_each_name(dir, count_name, &files));
     assert_int_equal(files, 0); /* nothing of all this is left */
@@ -538,8 +538,7 @@ static void test_blocks(void **state)
     assert_int_equal(ful_model_check(instance, path, NULL, NULL), FUL_OK);
     assert_int_equal(ful_model_convert(instance, path, scratch_path("f16.gguf"),
                                        ful_convert_params(.type = FUL_TYPE_F16), NULL, NULL),
-                     FUL_ERR_UNSUPPORTED);
-    expect_error_words("Q8_0", "f16", NULL);
+                     FUL_OK);
 }
 
 #define PUT(name, ...)                                                                             \

@@ -554,6 +554,11 @@ static void unfit_values_are_found(void **state)
     assert_int_equal(quant_find_unfit(FUL_TYPE_MXFP4, x, 64), 31);
     x[3] = 65504.0f;
     assert_int_equal(quant_find_unfit(FUL_TYPE_Q6_K, x, 64), 31);
+    x[3] = 3.4e38f; /* bf16 would round it to infinity */
+    assert_int_equal(quant_find_unfit(FUL_TYPE_BF16, x, 64), 3);
+    assert_int_equal(quant_find_unfit(FUL_TYPE_F32, x, 64), 31);
+    x[3] = bfloat_to_float(0x7f7f); /* its largest */
+    assert_int_equal(quant_find_unfit(FUL_TYPE_BF16, x, 64), 31);
 }
 
 /* ---- tensors ---- */
@@ -594,9 +599,9 @@ static void tensors_are_quantised_on_threads(void **state)
         for (unsigned k = 0; k < sizeof types / sizeof types[0]; k++) {
             const size_t bytes = (size_t)type_row_bytes(types[k], COLS);
             sink s = {malloc(ROWS * bytes), 0, ROWS * bytes, 0, FUL_OK};
-            quantize_params p = {"some.weight", FUL_TYPE_BF16, types[k],
-                                 data,          ROWS,          COLS,
-                                 importance,    PER,           k % 2 ? 0 : 7 * bytes};
+            quantize_params p = {
+                "some.weight", FUL_TYPE_BF16,         types[k], data, ROWS, COLS, importance,
+                PER,           k % 2 ? 0 : 7 * bytes, NULL};
             quantize_error error;
             assert_int_equal(tensor_quantize(NULL, t, &p, sink_write, &s, &error), FUL_OK);
             assert_int_equal(s.count, s.room);
@@ -668,12 +673,12 @@ static void refusals_say_where(void **state)
     data[6 * COLS + 1] = NAN;
     data[5 * COLS + 33] = INFINITY;
     assert_int_equal(tensor_quantize(NULL, t, &p, sink_write, &s, NULL), FUL_ERR_FORMAT);
-    assert_non_null(strstr(ful_last_error(), "blk.7.w: row 5, column 33"));
+    assert_non_null(strstr(ful_last_error(), "blk.7.w: row 5, column 33 (index 353)"));
     assert_non_null(strstr(ful_last_error(), "not finite"));
     data[2 * COLS + 9] = -70000.0f;
     assert_int_equal(tensor_quantize(NULL, t, &p, sink_write, &s, NULL), FUL_ERR_FORMAT);
-    assert_non_null(
-        strstr(ful_last_error(), "row 2, column 9 is -70000; q4_0 holds at most 65504"));
+    assert_non_null(strstr(ful_last_error(),
+                           "row 2, column 9 (index 137) is -70000; q4_0 holds at most 65504"));
     assert_int_equal(s.calls, 0);
     p.to = FUL_TYPE_Q4_K;
     assert_int_equal(tensor_quantize(NULL, t, &p, sink_write, &s, NULL), FUL_ERR_ARGUMENT);
