@@ -71,7 +71,9 @@ static int quantize(ful_instance *instance, const char *path, const char *out,
     ful_result r = ful_model_convert(instance, path, out, params, cli_show_bar, &bar);
     cli_end_bar(&bar);
     if (r != FUL_OK)
-        return cli_interrupted() ? CLI_INTERRUPTED : cli_fail(path);
+        return cli_interrupted()               ? CLI_INTERRUPTED
+               : strstr(ful_last_error(), out) ? cli_fail(out)
+                                               : cli_fail(path);
     double seconds = (double)(cli_now_ns() - bar.start_ns) / 1e9;
     ful_model_info from, to;
     if (ful_model_inspect(instance, path, &from) != FUL_OK)

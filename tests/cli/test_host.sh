@@ -12,13 +12,14 @@ options_inspect="--json --tensors --check --help"
 options_tokenize="--prompt --file --added --decode --count --json --help"
 options_perplexity="--window --mark --no-bos --save-logits --kl --device --json --help"
 options_convert="--type --help"
+options_quantize="--type --pure --imatrix --threads --verbose --help"
 options_logits="--tokens --prefill --out --decay --device --help"
 
 run --help
 expect_code "help" 0
 expect_text "help lists the commands" "$out" "  run " "  chat " "  devices " "  inspect " \
-    "  tokenize " "  perplexity " "  logits " "  convert "
-for command in run chat devices inspect tokenize perplexity logits convert; do
+    "  tokenize " "  perplexity " "  logits " "  convert " "  quantize "
+for command in run chat devices inspect tokenize perplexity logits convert quantize; do
     run "$command" --help
     expect_code "$command --help" 0
     name=options_$command
@@ -37,7 +38,7 @@ run dance
 expect_error "unknown command" 2 "'dance'" "usage: fulgur COMMAND"
 run --version
 expect_text "version" "$out" "fulgur "
-for command in run chat inspect tokenize perplexity logits convert; do
+for command in run chat inspect tokenize perplexity logits convert quantize; do
     run "$command"
     expect_error "$command without a model" 2 "usage: fulgur $command MODEL"
 done
@@ -117,6 +118,82 @@ cmp -s "$out" "$scratch/story" && [ -s "$scratch/story" ]
 report "run: the same story from a GGUF" $?
 run tokenize "$scratch/half.gguf" -p "a"
 expect_error "tokenize with a GGUF without a tokenizer" 1 "half.gguf" "no tokenizer"
+# ---- quantize ----
+room=$scratch/quantized
+mkdir "$room"
+run quantize "$demo" "$room/q8.gguf" --type q8_0
+expect_code "quantize" 0
+expect_text "quantize sums up" "$out" "q8.gguf: 17.58 MiB of 32.79" "8.53 bits a weight" \
+    "  f32       32 tensors " "  q8_0      51 tensors "
+run quantize "$scratch/demo.gguf" "$room/mix.gguf" --type Q4_K_M --threads 2 --verbose
+expect_code "quantize a GGUF to a mix" 0
+expect_text "a mix has several types" "$out" "  q4_k      42 tensors" "  q6_k       9 tensors"
+expect_text "quantize --verbose names tensors" "$err" "blk.3.ffn_down_exps.weight"
+run quantize "$room/mix.gguf" "$room/pure.gguf" --type q4_0 --pure
+expect_code "quantize blocks" 0
+expect_text "--pure" "$out" "  q4_0      51 tensors"
+run inspect "$room/pure.gguf" --check
+expect_text "what was quantised is finite" "$out" "every weight is finite"
+run convert "$room/pure.gguf" "$room/wide.gguf" --type f32
+expect_code "convert blocks to f32" 0
+run quantize "$golden/many-experts" "$room/small.gguf" --type q4_k
+expect_text "quantize names rows that are too short" "$out" "smaller blocks" "token_embd.weight, q5_0 for q4_k"
+run run "$room/q8.gguf" -p "Once upon a time" -n 8 --temp 0 --device cpu
+expect_code "run what was quantised" 0
+run quantize "$demo" "$room/q8.gguf" --type q8_0
+expect_error "quantize does not overwrite" 1 "q8.gguf" "exists"
+run quantize "$demo" "$room/x.gguf" --type q9_0
+expect_error "quantize to an unknown type" 2 "'q9_0'" "q4_k_m" "q5_k"
+run quantize "$demo" "$room/x.gguf" --type q4_k_m --pure
+expect_error "a mix is no pure type" 2 "'q4_k_m'" "q4_k"
+run quantize "$demo" "$room/x.gguf"
+expect_error "quantize without a type" 2 "usage: fulgur quantize MODEL OUT.gguf --type NAME"
+run quantize "$demo" "$room/no/such/folder.gguf" --type q8_0
+expect_error "quantize into no folder" 1 "no/such/folder.gguf"
+run quantize "$demo" "$room/x.gguf" --type q8_0 --imatrix "$room/absent.gguf"
+expect_error "quantize with an importance matrix that is not there" 1 "absent.gguf"
+run quantize "$demo" "$room/x.gguf" --type q8_0 --imatrix "$scratch/demo.gguf"
+expect_error "quantize with a model as importance matrix" 1 "demo.gguf" "importance"
+# A file may not grow beyond 2 MiB: as a full disk.
+last="quantize on a full disk"
+code=0
+(trap '' XFSZ && ulimit -f 2048 && exec "$FULGUR" quantize "$demo" "$room/x.gguf" --type q8_0) \
+    >"$out" 2>"$err" || code=$?
+expect_error "$last" 1 "x.gguf" "cannot write"
+expect_same "failures leave nothing" "$(cd "$room" && echo x.gguf*)" "x.gguf*"
+# Stopped when it has begun to write: SIGNAL.
+stop_quantize() {
+    "$FULGUR" quantize "$demo" "$room/killed.gguf" --type q2_k --pure --threads 1 \
+        >"$out" 2>"$err" </dev/null &
+    local process=$! waited=0
+    until [ -n "$(find "$room" -name 'killed.gguf*' -size +8k)" ] || [ $waited -ge 600 ]; do
+        sleep 0.05
+        waited=$((waited + 1))
+    done
+    kill "-$1" $process
+    code=0
+    wait $process || code=$?
+}
+stop_quantize INT
+expect_same "Ctrl-C ends quantize" "$code" 130
+expect_same "Ctrl-C leaves nothing" "$(cd "$room" && echo killed*)" "killed*"
+stop_quantize KILL 2>"$scratch/killed"
+expect_same "quantize is killed" "$code" 137
+[ ! -e "$room/killed.gguf" ]
+report "a killed process leaves nothing under the final name" $?
+[ -n "$(find "$room" -name 'killed.gguf.*.tmp')" ]
+report "but what it had under another" $?
+run quantize "$demo" "$room/killed.gguf" --type q8_0
+expect_code "which is in nobody's way" 0
+cmp -s "$room/killed.gguf" "$room/q8.gguf"
+report "the file is the same as if nothing had happened" $?
+if script --version >/dev/null 2>&1; then
+    last="quantize on a terminal"
+    script -qec "'$FULGUR' quantize '$demo' '$room/bar.gguf' --type q4_0 --threads 1" /dev/null >"$out" 2>&1 </dev/null
+    expect_text "a terminal is told how far it is and how long it takes" "$out" "quantising [" " s left"
+fi
+rm -r "$room"
+
 head -c 100000 "$scratch/demo.gguf" >"$scratch/cut.gguf"
 run inspect "$scratch/cut.gguf"
 expect_error "inspect half a GGUF" 1 "cut.gguf"
