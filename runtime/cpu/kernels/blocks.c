@@ -1,139 +1,207 @@
-/* Weights in blocks, decoded from the device's planes (base/types.h) a group of 32 columns at a
- * time: one text for all instruction sets. */
-#include "cpu/kernels/simd.h"
+/* Weights in blocks: rows decoded into floats, and products with few rows of x, for which codes
+ * stay in registers and scales are applied to the sums of a group. */
+#include "cpu/kernels/blocks.h"
 
 #include "base/types.h"
 
-INLINE uint32_t word_at(const uint8_t *p, size_t i)
-{
-    uint32_t w;
-    memcpy(&w, p + 4 * i, 4);
-    return w;
-}
+/* ---- decoding ---- */
 
-/* d and m of the two halves of a group. */
-typedef struct group_scales {
-    float d[2], m[2];
-} group_scales;
-
-INLINE group_scales both(float d, float m)
+INLINE void decode(ful_type type, const uint8_t *row, type_planes planes, uint32_t first,
+                   uint32_t cols, float *out)
 {
-    return (group_scales){{d, d}, {m, m}};
-}
-
-INLINE group_scales scales_of(ful_type type, const uint8_t *plane, uint32_t group)
-{
-    uint32_t i = group % 8, block = group / 8, w[4];
-    switch (type) {
-    case FUL_TYPE_Q4_1:
-    case FUL_TYPE_Q5_1:
-        w[0] = word_at(plane, group);
-        return both(half_value((uint16_t)w[0]), half_value((uint16_t)(w[0] >> 16)));
-    case FUL_TYPE_MXFP4: { /* codes are doubled */
-        uint32_t e = plane[group];
-        return both(float_of(e < 2 ? 0x00200000u << e : (e - 1) << 23), 0.0f);
-    }
-    case FUL_TYPE_Q4_K:
-    case FUL_TYPE_Q5_K: {
-        memcpy(w, plane + 16 * (size_t)block, sizeof w);
-        uint32_t s = (w[1] >> (4 * i) & 15) | (w[3] >> (2 * i) & 3) << 4;
-        uint32_t l = (w[2] >> (4 * i) & 15) | (w[3] >> (16 + 2 * i) & 3) << 4;
-        return both(half_value((uint16_t)w[0]) * (float)s,
-                    -half_value((uint16_t)(w[0] >> 16)) * (float)l);
-    }
-    case FUL_TYPE_Q3_K: {
-        group_scales g = both(0.0f, 0.0f);
-        memcpy(w, plane + 16 * (size_t)block, sizeof w);
-        for (uint32_t h = 0; h < 2; h++) {
-            uint32_t s = 2 * i + h;
-            uint32_t bits = (w[1 + s / 8] >> (4 * (s % 8)) & 15) | (w[3] >> (2 * s) & 3) << 4;
-            g.d[h] = half_value((uint16_t)w[0]) * ((float)bits - 32.0f);
-        }
-        return g;
-    }
-    case FUL_TYPE_Q2_K:
-    case FUL_TYPE_Q6_K: {
-        group_scales g = both(0.0f, 0.0f);
-        const uint8_t *at = plane + 20 * (size_t)block;
-        w[0] = word_at(at, 0);
-        float d = half_value((uint16_t)w[0]), least = half_value((uint16_t)(w[0] >> 16));
-        for (uint32_t h = 0; h < 2; h++) {
-            uint8_t s = at[4 + 2 * i + h];
-            g.d[h] = d * (type == FUL_TYPE_Q6_K ? (float)(int8_t)s : (float)(s & 15));
-            g.m[h] = type == FUL_TYPE_Q6_K ? 0.0f : -least * (float)(s >> 4);
-        }
-        return g;
-    }
-    default: {
-        uint16_t h;
-        memcpy(&h, plane + 2 * (size_t)group, 2);
-        return both(half_value(h), 0.0f);
-    }
-    }
-}
-
-/* Signed values of 32 codes: element e lies at bit 4 (e % 8 / 2) + 16 (e % 2) of its word, and so
- * on. */
-INLINE void codes_of(ful_type type, const type_traits *t, const uint8_t *low, const uint8_t *high,
-                     uint32_t group, int8_t *code)
-{
-    static const int8_t nl[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                  1,    13,   25,  38,  53,  69,  89,  113};
-    static const int8_t e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-    if (t->low == 256) {
-        memcpy(code, low + 32 * (size_t)group, 32);
-        return;
-    }
-    const uint32_t width = t->low / 32, each = 32 / width;
-    for (uint32_t i = 0; i < 32 / each; i++) {
-        uint32_t w = word_at(low, (size_t)group * 32 / each + i), mask = (1u << width) - 1;
-        for (uint32_t p = 0; p < each / 2; p++) {
-            code[i * each + 2 * p] = (int8_t)(w >> (width * p) & mask);
-            code[i * each + 2 * p + 1] = (int8_t)(w >> (width * p + 16) & mask);
-        }
-    }
-    if (t->high == 32) {
-        uint32_t w = word_at(high, group);
-        for (uint32_t p = 0; p < 16; p++) {
-            code[2 * p] |= (int8_t)((w >> p & 1) << width);
-            code[2 * p + 1] |= (int8_t)((w >> (p + 16) & 1) << width);
-        }
-    } else if (t->high == 64) {
-        for (uint32_t i = 0; i < 2; i++) {
-            uint32_t w = word_at(high, 2 * (size_t)group + i);
-            for (uint32_t p = 0; p < 8; p++) {
-                code[16 * i + 2 * p] |= (int8_t)((w >> (2 * p) & 3) << 4);
-                code[16 * i + 2 * p + 1] |= (int8_t)((w >> (2 * p + 16) & 3) << 4);
+    const uint8_t *high = row + planes.high, *scales = row + planes.scales;
+    const uint32_t split = block_scales(type);
+    for (uint32_t at = first / 32, end = (first + cols) / 32; at < end;) {
+        /* Scales are read from a multiple of SCALE_GROUPS on. */
+        uint32_t from = at / SCALE_GROUPS * SCALE_GROUPS, groups = least(end - from, SCALE_GROUPS);
+        group_scales s;
+        scales_get(type, scales, from, groups, &s);
+        for (; at < from + groups; at++) {
+            UNROLL for (uint32_t j = 0; j < 4; j++)
+            {
+                uint32_t i = (at - from) * split + (split == 2 ? j / 2 : 0);
+                f32xn v[EIGHT];
+                codes_eight(type, row, high, at, j, v);
+                UNROLL for (uint32_t p = 0; p < EIGHT; p++, out += LANES)
+                {
+                    f32xn y = v[p] * vec_all(s.d[i]);
+                    vec_store(out, block_has_min(type) ? y + vec_all(s.m[i]) : y);
+                }
             }
         }
     }
-    int zero = type == FUL_TYPE_Q4_0   ? 8
-               : type == FUL_TYPE_Q5_0 ? 16
-               : type == FUL_TYPE_Q6_K ? 32
-               : type == FUL_TYPE_Q3_K ? 4
-                                       : 0;
-    const int8_t *table = type == FUL_TYPE_IQ4_NL ? nl : type == FUL_TYPE_MXFP4 ? e2m1 : NULL;
-    for (uint32_t e = 0; e < 32; e++)
-        code[e] = table ? table[code[e]] : (int8_t)(code[e] - zero);
 }
 
-INLINE void decode(ful_type type, const uint8_t *row, uint32_t all, uint32_t first, uint32_t cols,
-                   float *out)
+/* ---- products ---- */
+
+enum {
+    SUM_COLUMNS = 2048, /* whose sums of x are kept at a time */
+    SUMS = SUM_COLUMNS / 16,
+    BLOCK_ROWS = 4, /* of x, at most */
+    AHEAD_BYTES = 1024
+};
+
+/* Sums of each row's columns that share a minimum, for types that have one: the minimum's part of a
+ * product. */
+INLINE void sum_columns(const float *const *x, uint32_t rows, uint32_t first, uint32_t cols,
+                        uint32_t each, float sums[BLOCK_ROWS][SUMS])
 {
-    const type_traits *t = type_get(type);
-    type_planes planes = type_device_planes(type, all);
-    for (uint32_t group = first / 32; group < (first + cols) / 32; group++, out += 32) {
-        int8_t code[32];
-        codes_of(type, t, row, row + planes.high, group, code);
-        group_scales s = scales_of(type, row + planes.scales, group);
-        for (uint32_t h = 0; h < 2; h++)
-            for (uint32_t e = 16 * h; e < 16 * h + 16; e++)
-                out[e] = s.d[h] * (float)code[e] + s.m[h];
+    for (uint32_t r = 0; r < rows; r++) {
+        uint32_t n = cols / each, padded = (n + 15) / 16 * 16;
+        for (uint32_t i = 0; i < n; i++) {
+            const float *from = x[r] + first + i * each;
+            f32xn sum = vec_load(from);
+            for (uint32_t k = LANES; k < each; k += LANES)
+                sum += vec_load(from + k);
+            sums[r][i] = vec_sum(sum);
+        }
+        for (uint32_t i = n; i < padded; i++)
+            sums[r][i] = 0.0f;
     }
 }
+
+/* Processors fetch the low plane ahead by themselves, but late; the short planes behind it begin
+ * anew in every row, so they are fetched a row ahead. */
+INLINE void fetch_ahead(const ful_type type, const uint8_t *row, type_planes planes, uint32_t group,
+                        size_t stride)
+{
+    const uint8_t *next = row + stride;
+    const uint32_t low = 4 * block_low(type), high = 4 * block_high(type);
+    UNROLL for (uint32_t b = 0; b < low * SCALE_GROUPS; b += 64)
+        __builtin_prefetch(row + (size_t)group * low + b + AHEAD_BYTES);
+    if (high != 0)
+        __builtin_prefetch(next + planes.high + (size_t)group * high);
+    __builtin_prefetch(next + planes.scales + (size_t)group * 2);
+}
+
+/* Groups first / 32 on of one weight row, cols / 32 of them; added to out. */
+INLINE void dot_groups(const float *const *x, const uint32_t rows, const ful_type type,
+                       const uint8_t *row, type_planes planes, size_t stride, uint32_t first,
+                       uint32_t cols, float sums[BLOCK_ROWS][SUMS], float *out)
+{
+    const uint8_t *high = row + planes.high, *scales = row + planes.scales;
+    const uint32_t split = block_scales(type);
+    f32xn total[BLOCK_ROWS], least_part[BLOCK_ROWS];
+    UNROLL for (uint32_t r = 0; r < rows; r++) total[r] = least_part[r] = vec_all(0.0f);
+    const uint32_t groups = cols / 32;
+    for (uint32_t g0 = 0; g0 < groups; g0 += SCALE_GROUPS) {
+        uint32_t n = least(groups - g0, SCALE_GROUPS);
+        group_scales s;
+        fetch_ahead(type, row, planes, first / 32 + g0, stride);
+        scales_get(type, scales, first / 32 + g0, n, &s);
+        for (uint32_t g = 0; g < n; g++) {
+            uint32_t group = first / 32 + g0 + g;
+            const uint32_t column = 32 * group;
+            UNROLL for (uint32_t h = 0; h < split; h++)
+            {
+                f32xn part[BLOCK_ROWS];
+                UNROLL for (uint32_t j = h * (4 / split); j < (h + 1) * (4 / split); j++)
+                {
+                    f32xn v[EIGHT];
+                    codes_eight(type, row, high, group, j, v);
+                    UNROLL for (uint32_t r = 0; r < rows; r++)
+                    {
+                        UNROLL for (uint32_t p = 0; p < EIGHT; p++)
+                        {
+                            f32xn from = vec_load(x[r] + column + 8 * j + p * LANES);
+                            bool begins = j == h * (4 / split) && p == 0;
+                            part[r] = begins ? from * v[p] : part[r] + from * v[p];
+                        }
+                    }
+                }
+                UNROLL for (uint32_t r = 0; r < rows; r++) total[r] +=
+                    part[r] * vec_all(s.d[g * split + h]);
+            }
+        }
+        if (block_has_min(type))
+            for (uint32_t i = 0; i < split * SCALE_GROUPS; i += LANES)
+                UNROLL for (uint32_t r = 0; r < rows; r++) least_part[r] +=
+                    vec_load(s.m + i) * vec_load(sums[r] + split * g0 + i);
+    }
+    UNROLL for (uint32_t r = 0; r < rows; r++) out[r] +=
+        vec_sum(block_has_min(type) ? total[r] + least_part[r] : total[r]);
+}
+
+INLINE void blocks_dot(const float *const *x, uint32_t rows, const ful_type type, const uint8_t *w,
+                       size_t stride, uint32_t count, uint32_t cols, float *out)
+{
+    type_planes planes = type_device_planes(type, cols);
+    float sums[BLOCK_ROWS][SUMS];
+    for (uint32_t n = 0; n < count; n++)
+        memset(out + n * PRODUCT_ROWS, 0, BLOCK_ROWS * sizeof *out);
+    for (uint32_t first = 0; first < cols; first += SUM_COLUMNS) {
+        uint32_t some = least(cols - first, SUM_COLUMNS);
+        if (block_has_min(type))
+            sum_columns(x, rows, first, some, 32 / block_scales(type), sums);
+        const uint8_t *row = w;
+        for (uint32_t n = 0; n < count; n++, row += stride) {
+            float *to = out + n * PRODUCT_ROWS;
+            if (rows == 1)
+                dot_groups(x, 1, type, row, planes, stride, first, some, sums, to);
+            else if (rows == 2)
+                dot_groups(x, 2, type, row, planes, stride, first, some, sums, to);
+            else
+                dot_groups(x, BLOCK_ROWS, type, row, planes, stride, first, some, sums, to);
+        }
+    }
+}
+
+/* ---- by type ---- */
+
+#define EACH_TYPE(type, does)                                                                      \
+    switch (type) {                                                                                \
+    case FUL_TYPE_Q8_0:                                                                            \
+        does(FUL_TYPE_Q8_0);                                                                       \
+        break;                                                                                     \
+    case FUL_TYPE_Q4_0:                                                                            \
+        does(FUL_TYPE_Q4_0);                                                                       \
+        break;                                                                                     \
+    case FUL_TYPE_Q4_1:                                                                            \
+        does(FUL_TYPE_Q4_1);                                                                       \
+        break;                                                                                     \
+    case FUL_TYPE_Q5_0:                                                                            \
+        does(FUL_TYPE_Q5_0);                                                                       \
+        break;                                                                                     \
+    case FUL_TYPE_Q5_1:                                                                            \
+        does(FUL_TYPE_Q5_1);                                                                       \
+        break;                                                                                     \
+    case FUL_TYPE_Q2_K:                                                                            \
+        does(FUL_TYPE_Q2_K);                                                                       \
+        break;                                                                                     \
+    case FUL_TYPE_Q3_K:                                                                            \
+        does(FUL_TYPE_Q3_K);                                                                       \
+        break;                                                                                     \
+    case FUL_TYPE_Q4_K:                                                                            \
+        does(FUL_TYPE_Q4_K);                                                                       \
+        break;                                                                                     \
+    case FUL_TYPE_Q5_K:                                                                            \
+        does(FUL_TYPE_Q5_K);                                                                       \
+        break;                                                                                     \
+    case FUL_TYPE_Q6_K:                                                                            \
+        does(FUL_TYPE_Q6_K);                                                                       \
+        break;                                                                                     \
+    case FUL_TYPE_IQ4_NL:                                                                          \
+        does(FUL_TYPE_IQ4_NL);                                                                     \
+        break;                                                                                     \
+    default:                                                                                       \
+        does(FUL_TYPE_MXFP4);                                                                      \
+        break;                                                                                     \
+    }
 
 void KERNEL(blocks)(ful_type type, const void *row, uint32_t all, uint32_t first, uint32_t cols,
                     float *out)
 {
-    decode(type, row, all, first, cols, out);
+    type_planes planes = type_device_planes(type, all);
+#define DECODE(known) decode(known, row, planes, first, cols, out)
+    EACH_TYPE(type, DECODE)
+}
+
+void KERNEL(blocks_few)(const float *const *x, uint32_t rows, ful_type type, const void *w,
+                        size_t stride, uint32_t count, uint32_t cols, float *out)
+{
+    const float *from[BLOCK_ROWS];
+    for (uint32_t r = 0; r < BLOCK_ROWS; r++)
+        from[r] = x[least(r, rows - 1)];
+#define DOT(known) blocks_dot(from, rows, known, w, stride, count, cols, out)
+    EACH_TYPE(type, DOT)
 }

@@ -63,31 +63,6 @@ INLINE void dot_product(const float *const *x, uint32_t rows, weight_type type, 
     }
 }
 
-/* Blocks are decoded a panel at a time. */
-INLINE void blocks_product(const float *const *x, uint32_t rows, ful_type type, const uint8_t *w,
-                           size_t stride, uint32_t count, uint32_t cols, float *out)
-{
-    _Alignas(64) float unpacked[PANEL];
-    for (uint32_t n = 0; n < count; n++, w += stride, out += PRODUCT_ROWS) {
-        f32xn sum[DOT_ROWS][2];
-        for (uint32_t r = 0; r < DOT_ROWS; r++)
-            sum[r][0] = sum[r][1] = vec_all(0.0f);
-        for (uint32_t first = 0; first < cols; first += PANEL) {
-            uint32_t panel = least(cols - first, PANEL);
-            KERNEL(blocks)(type, w, cols, first, panel, unpacked);
-            for (uint32_t r = 0; r < rows; r++) {
-                const float *from = x[r] + first;
-                for (uint32_t k = 0; k < panel; k += 2 * LANES) {
-                    sum[r][0] += vec_load(from + k) * vec_load(unpacked + k);
-                    sum[r][1] += vec_load(from + k + LANES) * vec_load(unpacked + k + LANES);
-                }
-            }
-        }
-        for (uint32_t r = 0; r < rows; r++)
-            out[r] = vec_sum(sum[r][0] + sum[r][1]);
-    }
-}
-
 /* ---- rows as lanes ---- */
 
 /* `lines` unpacked weight rows of `cols` columns, PANEL apart, against turned rows in `parts`
@@ -226,7 +201,7 @@ void KERNEL(product)(const float *const *x, uint32_t rows, weight_type type, con
     else if (type == WEIGHT_BF16)
         product(x, rows, WEIGHT_BF16, w, stride, count, cols, out);
     else if (rows <= DOT_ROWS)
-        blocks_product(x, rows, (ful_type)(type - WEIGHT_BLOCKS), w, stride, count, cols, out);
+        KERNEL(blocks_few)(x, rows, (ful_type)(type - WEIGHT_BLOCKS), w, stride, count, cols, out);
     else
         spread_product(x, rows, type, w, stride, count, cols, out);
 }

@@ -117,10 +117,14 @@ INLINE size_t weight_bytes(weight_type type)
 
 INLINE float half_value(uint16_t h)
 {
+#if defined(__F16C__)
+    return _cvtsh_ss(h);
+#else
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, rest = (uint32_t)(h & 0x7fffu) << 13;
     if (rest >= 0x0f800000u) /* infinity and NaN */
         return float_of(sign | 0x70000000u | rest);
     return float_of(bits_of(float_of(rest) * 0x1p112f) | sign);
+#endif
 }
 
 /* Rounded to nearest, ties to even. */
@@ -151,6 +155,15 @@ INLINE u32xn vec_words(const uint16_t *p)
 #endif
 }
 
+/* Halves in the low bits of words whose high bits are 0. */
+INLINE f32xn vec_half_words(u32xn w)
+{
+    u32xn rest = (w & 0x7fffu) << 13;
+    u32xn special = (u32xn)(rest >= 0x0f800000u);
+    u32xn usual = (u32xn)((f32xn)rest * 0x1p112f);
+    return (f32xn)((usual & ~special) | ((rest | 0x70000000u) & special) | (w & 0x8000u) << 16);
+}
+
 INLINE f32xn vec_half(const uint16_t *p)
 {
 #if defined(__F16C__)
@@ -158,11 +171,7 @@ INLINE f32xn vec_half(const uint16_t *p)
     memcpy(&h, p, sizeof h);
     return (f32xn)_mm256_cvtph_ps(h);
 #else
-    u32xn w = vec_words(p);
-    u32xn rest = (w & 0x7fffu) << 13;
-    u32xn special = (u32xn)(rest >= 0x0f800000u);
-    u32xn usual = (u32xn)((f32xn)rest * 0x1p112f);
-    return (f32xn)((usual & ~special) | ((rest | 0x70000000u) & special) | (w & 0x8000u) << 16);
+    return vec_half_words(vec_words(p));
 #endif
 }
 
@@ -260,6 +269,9 @@ INLINE f32xn vec_silu(f32xn x)
 /* Columns first .. first + cols - 1, multiples of 32, of a row of `all` columns. */
 void KERNEL(blocks)(ful_type type, const void *row, uint32_t all, uint32_t first, uint32_t cols,
                     float *out);
+/* As product() below, for at most 4 rows of x. */
+void KERNEL(blocks_few)(const float *const *x, uint32_t rows, ful_type type, const void *w,
+                        size_t stride, uint32_t count, uint32_t cols, float *out);
 
 /* ---- products, product.c ---- */
 

@@ -1,0 +1,296 @@
+/* Weights in blocks as they lie in a device's planes (base/types.h): eight codes at a time as
+ * floats, and the scales of a few groups of 32 columns. Everything is inlined with a type that the
+ * compiler knows. */
+#ifndef FULGUR_CPU_KERNELS_BLOCKS_H
+#define FULGUR_CPU_KERNELS_BLOCKS_H
+
+#include "cpu/kernels/simd.h"
+
+/* Bits of an element in the low and the high plane. */
+INLINE uint32_t block_low(ful_type type)
+{
+    return type == FUL_TYPE_Q8_0 ? 8 : type == FUL_TYPE_Q2_K || type == FUL_TYPE_Q3_K ? 2 : 4;
+}
+
+INLINE uint32_t block_high(ful_type type)
+{
+    return type == FUL_TYPE_Q6_K ? 2
+           : type == FUL_TYPE_Q5_0 || type == FUL_TYPE_Q5_1 || type == FUL_TYPE_Q5_K ||
+                   type == FUL_TYPE_Q3_K
+               ? 1
+               : 0;
+}
+
+/* The code of 0. */
+INLINE uint32_t block_zero(ful_type type)
+{
+    return type == FUL_TYPE_Q4_0   ? 8
+           : type == FUL_TYPE_Q5_0 ? 16
+           : type == FUL_TYPE_Q6_K ? 32
+           : type == FUL_TYPE_Q3_K ? 4
+                                   : 0;
+}
+
+INLINE bool block_has_min(ful_type type)
+{
+    return type == FUL_TYPE_Q4_1 || type == FUL_TYPE_Q5_1 || type == FUL_TYPE_Q2_K ||
+           type == FUL_TYPE_Q4_K || type == FUL_TYPE_Q5_K;
+}
+
+/* Scales of a group of 32. */
+INLINE uint32_t block_scales(ful_type type)
+{
+    return type == FUL_TYPE_Q2_K || type == FUL_TYPE_Q3_K || type == FUL_TYPE_Q6_K ? 2 : 1;
+}
+
+INLINE bool block_has_table(ful_type type)
+{
+    return type == FUL_TYPE_IQ4_NL || type == FUL_TYPE_MXFP4;
+}
+
+INLINE uint32_t word_at(const uint8_t *p, size_t i)
+{
+    uint32_t w;
+    memcpy(&w, p + 4 * i, 4);
+    return w;
+}
+
+/* ---- codes ---- */
+
+enum { EIGHT = 8 / LANES }; /* vectors of eight values */
+
+static const float table_nl[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                   1,    13,   25,  38,  53,  69,  89,  113};
+/* Twice e2m1's. */
+static const float table_e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+#if VECTOR_BYTES == 32
+
+/* Every lane shifts its own code down from a word that all have. */
+INLINE u32xn all_words(uint32_t w)
+{
+    return (u32xn){w, w, w, w, w, w, w, w};
+}
+
+INLINE u32xn high_bits(ful_type type, const uint8_t *high, uint32_t group, uint32_t j)
+{
+    const u32xn of1 = {0, 16, 1, 17, 2, 18, 3, 19}, of2 = {0, 16, 2, 18, 4, 20, 6, 22};
+    const uint32_t to = block_low(type);
+    /* Bits that must go up are read from one byte before, in the plane of low ones. */
+    if (block_high(type) == 2) {
+        const uint8_t *at = high + 8 * (size_t)group + 4 * (j / 2);
+        return (j % 2 == 0 ? all_words(word_at(at - 1, 0)) >> (of2 + (8 - to))
+                           : all_words(word_at(at, 0)) >> (of2 + (8 - to))) &
+               (3u << to);
+    }
+    const uint8_t *at = high + 4 * (size_t)group;
+    return (j == 0 ? all_words(word_at(at - 1, 0)) >> (of1 + (8 - to))
+                   : all_words(word_at(at, 0)) >> (of1 + (4 * j - to))) &
+           (1u << to);
+}
+
+INLINE f32xn signed_bytes(const uint8_t *p)
+{
+    __m128i bytes = _mm_loadl_epi64((const void *)p);
+    return __builtin_convertvector((i32xn)_mm256_cvtepi8_epi32(bytes), f32xn);
+}
+
+INLINE u32xn wide_bytes(const uint8_t *p)
+{
+    return (u32xn)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));
+}
+
+/* Eight numbers of four bits from `low` with two bits above them from `high`. */
+INLINE f32xn six_bits(uint32_t low, uint32_t high, int32_t zero)
+{
+    const u32xn of4 = {0, 4, 8, 12, 16, 20, 24, 28}, of2 = {0, 2, 4, 6, 8, 10, 12, 14};
+    u32xn n = (all_words(low) >> of4 & 15) | (all_words(high) >> of2 & 3) << 4;
+    return __builtin_convertvector((i32xn)n - zero, f32xn);
+}
+
+INLINE f32xn table_values(const float *table, u32xn n)
+{
+    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)n);
+    __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), (__m256i)n);
+    return (f32xn)_mm256_blendv_ps(low, high, (__m256)(n << 28));
+}
+
+/* Values of columns 8 j .. 8 j + 7 of a group, j < 4, before they are scaled. */
+INLINE void codes_eight(ful_type type, const uint8_t *low, const uint8_t *high, uint32_t group,
+                        uint32_t j, f32xn *out)
+{
+    const u32xn of4 = {0, 16, 4, 20, 8, 24, 12, 28}, of2 = {0, 16, 2, 18, 4, 20, 6, 22};
+    u32xn n;
+    if (block_low(type) == 8) {
+        out[0] = signed_bytes(low + 32 * (size_t)group + 8 * j);
+        return;
+    }
+    if (block_low(type) == 4) {
+        n = all_words(word_at(low, 4 * (size_t)group + j)) >> of4;
+        if (block_has_table(type)) {
+            out[0] = table_values(type == FUL_TYPE_MXFP4 ? table_e2m1 : table_nl, n);
+            return;
+        }
+        n &= 15;
+    } else {
+        n = all_words(word_at(low, 2 * (size_t)group + j / 2)) >> (of2 + 8 * (j % 2)) & 3;
+    }
+    if (block_high(type) != 0)
+        n |= high_bits(type, high, group, j);
+    out[0] = __builtin_convertvector((i32xn)(n - block_zero(type)), f32xn);
+}
+
+#else
+
+/* No shift of each lane's own: codes are converted where they are in the word and scaled down. */
+INLINE f32xn in_place(uint32_t word, u32xn mask, f32xn factor)
+{
+    u32xn w = {word, word, word, word};
+    return __builtin_convertvector((i32xn)(w & mask), f32xn) * factor;
+}
+
+/* Those of words have their sign in the last lane, the others are 128 above. */
+INLINE f32xn signed_bytes(const uint8_t *p)
+{
+    return in_place(word_at(p, 0) ^ 0x00808080u, (u32xn){0xff, 0xff00, 0xff0000, 0xff000000u},
+                    (f32xn){1.0f, 0x1p-8f, 0x1p-16f, 0x1p-24f}) -
+           (f32xn){128.0f, 128.0f, 128.0f, 0.0f};
+}
+
+INLINE u32xn wide_bytes(const uint8_t *p)
+{
+    return (u32xn){p[0], p[1], p[2], p[3]};
+}
+
+INLINE f32xn in_place4(uint32_t word)
+{
+    return in_place(word, (u32xn){0xf, 0xf0000, 0xf0, 0xf00000},
+                    (f32xn){1.0f, 0x1p-16f, 0x1p-4f, 0x1p-20f});
+}
+
+INLINE f32xn in_place2(uint32_t word, float times)
+{
+    return in_place(word, (u32xn){0x3, 0x30000, 0xc, 0xc0000},
+                    (f32xn){times, times * 0x1p-16f, times * 0x1p-2f, times * 0x1p-18f});
+}
+
+INLINE f32xn in_place1(uint32_t word, float times)
+{
+    return in_place(word, (u32xn){0x1, 0x10000, 0x2, 0x20000},
+                    (f32xn){times, times * 0x1p-16f, times * 0x1p-1f, times * 0x1p-17f});
+}
+
+INLINE void codes_eight(ful_type type, const uint8_t *low, const uint8_t *high, uint32_t group,
+                        uint32_t j, f32xn *out)
+{
+    const float over = (float)(1u << block_low(type)); /* a high bit's value */
+    if (block_has_table(type)) {
+        const float *table = type == FUL_TYPE_MXFP4 ? table_e2m1 : table_nl;
+        uint32_t w = word_at(low, 4 * (size_t)group + j);
+        for (uint32_t h = 0; h < 2; h++, w >>= 8)
+            out[h] = (f32xn){table[w & 15], table[w >> 16 & 15], table[w >> 4 & 15],
+                             table[w >> 20 & 15]};
+        return;
+    }
+    UNROLL for (uint32_t h = 0; h < 2; h++)
+    {
+        if (block_low(type) == 8) {
+            out[h] = signed_bytes(low + 32 * (size_t)group + 8 * j + 4 * h);
+            continue;
+        }
+        if (block_low(type) == 4)
+            out[h] = in_place4(word_at(low, 4 * (size_t)group + j) >> 8 * h);
+        else
+            out[h] =
+                in_place2(word_at(low, 2 * (size_t)group + j / 2) >> (8 * (j % 2) + 4 * h), 1.0f);
+        if (block_high(type) == 2)
+            out[h] +=
+                in_place2(word_at(high, 2 * (size_t)group + j / 2) >> (8 * (j % 2) + 4 * h), over);
+        if (block_high(type) == 1)
+            out[h] += in_place1(word_at(high, group) >> (4 * j + 2 * h), over);
+        if (block_zero(type) != 0)
+            out[h] -= (float)block_zero(type);
+    }
+}
+
+#endif
+
+/* ---- scales ---- */
+
+enum { SCALE_GROUPS = 8 }; /* together; where 256 columns share something, these are they */
+
+/* Those of `groups` <= SCALE_GROUPS groups from number `first` on, a multiple of SCALE_GROUPS:
+ * block_scales(type) of each group. Whatever lies behind them becomes 0. */
+typedef struct group_scales {
+    float d[2 * SCALE_GROUPS], m[2 * SCALE_GROUPS];
+} group_scales;
+
+/* Blocks of 256, from their scales' first byte on. */
+INLINE void scales_of_256(ful_type type, const uint8_t *at, group_scales *s)
+{
+    uint32_t w[4];
+    memcpy(w, at, sizeof w);
+    const float d = half_value((uint16_t)w[0]), least = -half_value((uint16_t)(w[0] >> 16));
+    if (type == FUL_TYPE_Q6_K) {
+        for (uint32_t i = 0; i < 2 * SCALE_GROUPS; i += LANES)
+            vec_store(s->d + i, signed_bytes(at + 4 + i) * d);
+        return;
+    }
+    if (type == FUL_TYPE_Q2_K) {
+        for (uint32_t i = 0; i < 2 * SCALE_GROUPS; i += LANES) {
+            i32xn both = (i32xn)wide_bytes(at + 4 + i);
+            vec_store(s->d + i, __builtin_convertvector(both & 15, f32xn) * d);
+            vec_store(s->m + i, __builtin_convertvector(both >> 4, f32xn) * least);
+        }
+        return;
+    }
+    const bool q3 = type == FUL_TYPE_Q3_K;
+    const int32_t zero = q3 ? 32 : 0;
+    const float other = q3 ? d : least;
+    float *to = q3 ? s->d + SCALE_GROUPS : s->m;
+#if VECTOR_BYTES == 32
+    vec_store(s->d, six_bits(w[1], w[3], zero) * d);
+    vec_store(to, six_bits(w[2], w[3] >> 16, zero) * other);
+#else
+    for (uint32_t i = 0; i < SCALE_GROUPS; i++) {
+        uint32_t a = (w[1] >> (4 * i) & 15) | (w[3] >> (2 * i) & 3) << 4;
+        uint32_t b = (w[2] >> (4 * i) & 15) | (w[3] >> (16 + 2 * i) & 3) << 4;
+        s->d[i] = d * (float)((int32_t)a - zero);
+        to[i] = other * (float)((int32_t)b - zero);
+    }
+#endif
+}
+
+INLINE void scales_get(ful_type type, const uint8_t *plane, uint32_t first, uint32_t groups,
+                       group_scales *s)
+{
+    if (block_scales(type) == 2 || type == FUL_TYPE_Q4_K || type == FUL_TYPE_Q5_K) {
+        uint32_t bytes = type == FUL_TYPE_Q2_K || type == FUL_TYPE_Q6_K ? 20 : 16;
+        scales_of_256(type, plane + (size_t)(first / SCALE_GROUPS) * bytes, s);
+        return;
+    }
+    const uint32_t bytes = type == FUL_TYPE_MXFP4                           ? 1
+                           : type == FUL_TYPE_Q4_1 || type == FUL_TYPE_Q5_1 ? 4
+                                                                            : 2;
+    uint8_t some[4 * SCALE_GROUPS] = {0};
+    const uint8_t *at = plane + (size_t)first * bytes;
+    if (groups < SCALE_GROUPS) {
+        memcpy(some, at, (size_t)groups * bytes);
+        at = some;
+    }
+    for (uint32_t i = 0; i < SCALE_GROUPS; i += LANES) {
+        if (bytes == 2) {
+            vec_store(s->d + i, vec_half((const uint16_t *)(const void *)at + i));
+        } else if (bytes == 4) {
+            u32xn w;
+            memcpy(&w, at + 4 * i, sizeof w);
+            vec_store(s->d + i, vec_half_words(w & 0xffff));
+            vec_store(s->m + i, vec_half_words(w >> 16));
+        } else { /* codes are doubled; the least two are subnormal */
+            u32xn e = wide_bytes(at + i), small = (u32xn)(e < 2);
+            vec_store(s->d + i, (f32xn)((((e + 1) << 21) & small) | (((e - 1) << 23) & ~small)));
+        }
+    }
+}
+
+#endif
