@@ -24,7 +24,7 @@ INLINE void decode(ful_type type, const uint8_t *row, type_planes planes, uint32
                 codes_eight(type, row, high, at, j, v);
                 UNROLL for (uint32_t p = 0; p < EIGHT; p++, out += LANES)
                 {
-                    f32xn y = v[p] * vec_all(s.d[i]);
+                    f32xn y = v[p] * (code_factor(type) * s.d[i]);
                     vec_store(out, block_has_min(type) ? y + vec_all(s.m[i]) : y);
                 }
             }
@@ -110,7 +110,7 @@ INLINE void dot_groups(const float *const *x, const uint32_t rows, const ful_typ
                     }
                 }
                 UNROLL for (uint32_t r = 0; r < rows; r++) total[r] +=
-                    part[r] * vec_all(s.d[g * split + h]);
+                    part[r] * (code_factor(type) * s.d[g * split + h]);
             }
         }
         if (block_has_min(type))

@@ -115,6 +115,13 @@ INLINE f32xn table_values(const float *table, u32xn n)
     return (f32xn)_mm256_blendv_ps(low, high, (__m256)(n << 28));
 }
 
+/* What codes_eight gives has to be multiplied by. */
+INLINE f32xn code_factor(ful_type type)
+{
+    (void)type;
+    return vec_all(1.0f);
+}
+
 /* Values of columns 8 j .. 8 j + 7 of a group, j < 4, before they are scaled. */
 INLINE void codes_eight(ful_type type, const uint8_t *low, const uint8_t *high, uint32_t group,
                         uint32_t j, f32xn *out)
@@ -142,19 +149,53 @@ INLINE void codes_eight(ful_type type, const uint8_t *low, const uint8_t *high, 
 
 #else
 
-/* No shift of each lane's own: codes are converted where they are in the word and scaled down. */
-INLINE f32xn in_place(uint32_t word, u32xn mask, f32xn factor)
+/* No shift of each lane's own: codes are converted where they lie in a word that all lanes have,
+ * which is a power of two of each lane, code_factor(), above their values. */
+INLINE f32xn in_place(const uint8_t *at, u32xn mask)
 {
+    uint32_t word = word_at(at, 0);
     u32xn w = {word, word, word, word};
-    return __builtin_convertvector((i32xn)(w & mask), f32xn) * factor;
+    return __builtin_convertvector((i32xn)(w & mask), f32xn);
 }
 
-/* Those of words have their sign in the last lane, the others are 128 above. */
+/* Bytes in the highest places of words. */
+INLINE void top_bytes(const uint8_t *p, i32xn out[2])
+{
+    typedef uint8_t u8x16 __attribute__((vector_size(16)));
+    typedef uint16_t u16x8 __attribute__((vector_size(16)));
+    uint8_t bytes[16] = {0};
+    memcpy(bytes, p, 8);
+    const u8x16 zero = {0};
+    u8x16 b;
+    memcpy(&b, bytes, sizeof b);
+#if defined(__clang__)
+    u16x8 h = (u16x8)__builtin_shufflevector(zero, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,
+                                             22, 7, 23);
+    out[0] = (i32xn)__builtin_shufflevector((u16x8)zero, h, 0, 8, 1, 9, 2, 10, 3, 11);
+    out[1] = (i32xn)__builtin_shufflevector((u16x8)zero, h, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+    u16x8 h = (u16x8)__builtin_shuffle(
+        zero, b, (u8x16){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
+    out[0] = (i32xn)__builtin_shuffle((u16x8)zero, h, (u16x8){0, 8, 1, 9, 2, 10, 3, 11});
+    out[1] = (i32xn)__builtin_shuffle((u16x8)zero, h, (u16x8){4, 12, 5, 13, 6, 14, 7, 15});
+#endif
+}
+
+INLINE f32xn code_factor(ful_type type)
+{
+    if (block_has_table(type))
+        return vec_all(1.0f);
+    if (block_low(type) == 8)
+        return vec_all(0x1p-24f);
+    if (block_low(type) == 4)
+        return (f32xn){1.0f, 0x1p-16f, 0x1p-4f, 0x1p-20f};
+    return (f32xn){1.0f, 0x1p-16f, 0x1p-2f, 0x1p-18f};
+}
+
 INLINE f32xn signed_bytes(const uint8_t *p)
 {
-    return in_place(word_at(p, 0) ^ 0x00808080u, (u32xn){0xff, 0xff00, 0xff0000, 0xff000000u},
-                    (f32xn){1.0f, 0x1p-8f, 0x1p-16f, 0x1p-24f}) -
-           (f32xn){128.0f, 128.0f, 128.0f, 0.0f};
+    return (f32xn){(float)(int8_t)p[0], (float)(int8_t)p[1], (float)(int8_t)p[2],
+                   (float)(int8_t)p[3]};
 }
 
 INLINE u32xn wide_bytes(const uint8_t *p)
@@ -162,54 +203,55 @@ INLINE u32xn wide_bytes(const uint8_t *p)
     return (u32xn){p[0], p[1], p[2], p[3]};
 }
 
-INLINE f32xn in_place4(uint32_t word)
-{
-    return in_place(word, (u32xn){0xf, 0xf0000, 0xf0, 0xf00000},
-                    (f32xn){1.0f, 0x1p-16f, 0x1p-4f, 0x1p-20f});
-}
-
-INLINE f32xn in_place2(uint32_t word, float times)
-{
-    return in_place(word, (u32xn){0x3, 0x30000, 0xc, 0xc0000},
-                    (f32xn){times, times * 0x1p-16f, times * 0x1p-2f, times * 0x1p-18f});
-}
-
-INLINE f32xn in_place1(uint32_t word, float times)
-{
-    return in_place(word, (u32xn){0x1, 0x10000, 0x2, 0x20000},
-                    (f32xn){times, times * 0x1p-16f, times * 0x1p-1f, times * 0x1p-17f});
-}
-
 INLINE void codes_eight(ful_type type, const uint8_t *low, const uint8_t *high, uint32_t group,
                         uint32_t j, f32xn *out)
 {
-    const float over = (float)(1u << block_low(type)); /* a high bit's value */
+    /* What a lane's code is multiplied by, and the masks of words whose lanes have 4, 2, 1 bits. */
+    const u32xn of4 = {0xf, 0xf0000, 0xf0, 0xf00000}, of1 = {0x1, 0x10000, 0x2, 0x20000};
+    const u32xn of2 = {0x3, 0x30000, 0xc, 0xc0000}, of2_higher = of2 << 4;
+    const f32xn unit = block_low(type) == 4 ? (f32xn){1.0f, 0x1p16f, 0x1p4f, 0x1p20f}
+                                            : (f32xn){1.0f, 0x1p16f, 0x1p2f, 0x1p18f};
+    const uint8_t *at = low + (size_t)group * 4 * block_low(type) + j * block_low(type);
     if (block_has_table(type)) {
         const float *table = type == FUL_TYPE_MXFP4 ? table_e2m1 : table_nl;
-        uint32_t w = word_at(low, 4 * (size_t)group + j);
+        uint32_t w = word_at(at, 0);
         for (uint32_t h = 0; h < 2; h++, w >>= 8)
             out[h] = (f32xn){table[w & 15], table[w >> 16 & 15], table[w >> 4 & 15],
                              table[w >> 20 & 15]};
         return;
     }
+    if (block_low(type) == 8) {
+        i32xn both[2];
+        top_bytes(at, both);
+        out[0] = __builtin_convertvector(both[0], f32xn);
+        out[1] = __builtin_convertvector(both[1], f32xn);
+        return;
+    }
     UNROLL for (uint32_t h = 0; h < 2; h++)
     {
-        if (block_low(type) == 8) {
-            out[h] = signed_bytes(low + 32 * (size_t)group + 8 * j + 4 * h);
-            continue;
-        }
+        /* Words are read from the byte on in which the codes begin; what a word has of the next one
+         * is masked out. Two bits a code: eight of them begin at half a word's end. */
         if (block_low(type) == 4)
-            out[h] = in_place4(word_at(low, 4 * (size_t)group + j) >> 8 * h);
+            out[h] = in_place(at + h, of4);
         else
-            out[h] =
-                in_place2(word_at(low, 2 * (size_t)group + j / 2) >> (8 * (j % 2) + 4 * h), 1.0f);
-        if (block_high(type) == 2)
-            out[h] +=
-                in_place2(word_at(high, 2 * (size_t)group + j / 2) >> (8 * (j % 2) + 4 * h), over);
-        if (block_high(type) == 1)
-            out[h] += in_place1(word_at(high, group) >> (4 * j + 2 * h), over);
+            out[h] = h == 0 ? in_place(low + 8 * (size_t)group + 4 * (j / 2) + j % 2, of2)
+                            : in_place(low + 8 * (size_t)group + 4 * (j / 2) + j % 2, of2_higher) *
+                                  0x1p-4f;
+        if (block_high(type) == 2) {
+            const uint8_t *from = high + 8 * (size_t)group + 4 * (j / 2) + j % 2;
+            const f32xn times = {16.0f, 16.0f, 64.0f, 64.0f};
+            out[h] += h == 0 ? in_place(from, of2) * times
+                             : in_place(from, of2_higher) * (times * 0x1p-4f);
+        }
+        if (block_high(type) == 1) { /* of eight columns at bits 4 j and 4 j + 16 */
+            const uint8_t *from = high + 4 * (size_t)group + j / 2;
+            const uint32_t shift = j % 2 * 4 + 2 * h;
+            const f32xn times = block_low(type) == 4 ? (f32xn){16.0f, 16.0f, 128.0f, 128.0f}
+                                                     : (f32xn){4.0f, 4.0f, 8.0f, 8.0f};
+            out[h] += in_place(from, of1 << shift) * (times * (1.0f / (float)(1u << shift)));
+        }
         if (block_zero(type) != 0)
-            out[h] -= (float)block_zero(type);
+            out[h] -= unit * (float)block_zero(type);
     }
 }
 
