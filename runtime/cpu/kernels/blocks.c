@@ -2,12 +2,22 @@
  * stay in registers and scales are applied to the sums of a group. */
 #include "cpu/kernels/blocks.h"
 
-#include "base/types.h"
+/* SCALE_GROUPS groups of a row: low and high bits from different rows, perhaps. */
+INLINE void fetch(const ful_type type, const uint8_t *low_row, const uint8_t *row,
+                  block_planes planes, uint32_t group)
+{
+    const uint32_t low = 4 * block_low(type), high = 4 * block_high(type);
+    UNROLL for (uint32_t b = 0; b < low * SCALE_GROUPS; b += 64)
+        __builtin_prefetch(low_row + (size_t)group * low + b);
+    if (high != 0)
+        __builtin_prefetch(row + planes.high + (size_t)group * high);
+    __builtin_prefetch(row + planes.scales + (size_t)group * 2);
+}
 
 /* ---- decoding ---- */
 
-INLINE void decode(ful_type type, const uint8_t *row, type_planes planes, uint32_t first,
-                   uint32_t cols, float *out)
+INLINE void decode(ful_type type, const uint8_t *row, block_planes planes, uint32_t first,
+                   uint32_t cols, size_t ahead, float *out)
 {
     const uint8_t *high = row + planes.high, *scales = row + planes.scales;
     const uint32_t split = block_scales(type);
@@ -15,6 +25,8 @@ INLINE void decode(ful_type type, const uint8_t *row, type_planes planes, uint32
         /* Scales are read from a multiple of SCALE_GROUPS on. */
         uint32_t from = at / SCALE_GROUPS * SCALE_GROUPS, groups = least(end - from, SCALE_GROUPS);
         group_scales s;
+        if (ahead != 0)
+            fetch(type, row + ahead, row + ahead, planes, from);
         scales_get(type, scales, from, groups, &s);
         for (; at < from + groups; at++) {
             UNROLL for (uint32_t j = 0; j < 4; j++)
@@ -60,23 +72,9 @@ INLINE void sum_columns(const float *const *x, uint32_t rows, uint32_t first, ui
     }
 }
 
-/* Processors fetch the low plane ahead by themselves, but late; the short planes behind it begin
- * anew in every row, so they are fetched a row ahead. */
-INLINE void fetch_ahead(const ful_type type, const uint8_t *row, type_planes planes, uint32_t group,
-                        size_t stride)
-{
-    const uint8_t *next = row + stride;
-    const uint32_t low = 4 * block_low(type), high = 4 * block_high(type);
-    UNROLL for (uint32_t b = 0; b < low * SCALE_GROUPS; b += 64)
-        __builtin_prefetch(row + (size_t)group * low + b + AHEAD_BYTES);
-    if (high != 0)
-        __builtin_prefetch(next + planes.high + (size_t)group * high);
-    __builtin_prefetch(next + planes.scales + (size_t)group * 2);
-}
-
 /* Groups first / 32 on of one weight row, cols / 32 of them; added to out. */
 INLINE void dot_groups(const float *const *x, const uint32_t rows, const ful_type type,
-                       const uint8_t *row, type_planes planes, size_t stride, uint32_t first,
+                       const uint8_t *row, block_planes planes, size_t stride, uint32_t first,
                        uint32_t cols, float sums[BLOCK_ROWS][SUMS], float *out)
 {
     const uint8_t *high = row + planes.high, *scales = row + planes.scales;
@@ -87,7 +85,9 @@ INLINE void dot_groups(const float *const *x, const uint32_t rows, const ful_typ
     for (uint32_t g0 = 0; g0 < groups; g0 += SCALE_GROUPS) {
         uint32_t n = least(groups - g0, SCALE_GROUPS);
         group_scales s;
-        fetch_ahead(type, row, planes, first / 32 + g0, stride);
+        /* Processors fetch the low plane ahead by themselves, but late; the short planes behind it
+         * begin anew in every row. */
+        fetch(type, row + AHEAD_BYTES, row + stride, planes, first / 32 + g0);
         scales_get(type, scales, first / 32 + g0, n, &s);
         for (uint32_t g = 0; g < n; g++) {
             uint32_t group = first / 32 + g0 + g;
@@ -125,7 +125,7 @@ INLINE void dot_groups(const float *const *x, const uint32_t rows, const ful_typ
 INLINE void blocks_dot(const float *const *x, uint32_t rows, const ful_type type, const uint8_t *w,
                        size_t stride, uint32_t count, uint32_t cols, float *out)
 {
-    type_planes planes = type_device_planes(type, cols);
+    block_planes planes = planes_of(type, cols);
     float sums[BLOCK_ROWS][SUMS];
     for (uint32_t n = 0; n < count; n++)
         memset(out + n * PRODUCT_ROWS, 0, BLOCK_ROWS * sizeof *out);
@@ -189,10 +189,9 @@ INLINE void blocks_dot(const float *const *x, uint32_t rows, const ful_type type
     }
 
 void KERNEL(blocks)(ful_type type, const void *row, uint32_t all, uint32_t first, uint32_t cols,
-                    float *out)
+                    size_t ahead, float *out)
 {
-    type_planes planes = type_device_planes(type, all);
-#define DECODE(known) decode(known, row, planes, first, cols, out)
+#define DECODE(known) decode(known, row, planes_of(known, all), first, cols, ahead, out)
     EACH_TYPE(type, DECODE)
 }
 

@@ -48,6 +48,17 @@ INLINE bool block_has_table(ful_type type)
     return type == FUL_TYPE_IQ4_NL || type == FUL_TYPE_MXFP4;
 }
 
+/* Where planes begin in a row. */
+typedef struct block_planes {
+    size_t high, scales;
+} block_planes;
+
+INLINE block_planes planes_of(ful_type type, uint32_t cols)
+{
+    size_t high = ((size_t)cols / 8 * block_low(type) + 15) & ~(size_t)15;
+    return (block_planes){high, high + (((size_t)cols / 8 * block_high(type) + 15) & ~(size_t)15)};
+}
+
 INLINE uint32_t word_at(const uint8_t *p, size_t i)
 {
     uint32_t w;

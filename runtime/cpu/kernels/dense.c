@@ -61,7 +61,7 @@ DECLARE(embed_quant)
             const uint32_t *row =
                 (const uint32_t *)c->buffer[1] + (size_t)(token - p->window0) * p->row_words;
             KERNEL(blocks)
-            ((ful_type)c->constant[1], row, p->dim, first, last - first, out + first);
+            ((ful_type)c->constant[1], row, p->dim, first, last - first, 0, out + first);
         }
     }
 }

@@ -98,11 +98,12 @@ INLINE void spread_lines(const float *turned, uint32_t rows, const float *w, con
         spread_block(turned, PARTS, w, lines, cols, out);
 }
 
+/* The row that is unpacked after those of this step begins `ahead` bytes later. */
 INLINE void unpack(weight_type type, const uint8_t *row, uint32_t all, uint32_t first,
-                   uint32_t cols, float *out)
+                   uint32_t cols, size_t ahead, float *out)
 {
     if (type >= WEIGHT_BLOCKS) {
-        KERNEL(blocks)((ful_type)(type - WEIGHT_BLOCKS), row, all, first, cols, out);
+        KERNEL(blocks)((ful_type)(type - WEIGHT_BLOCKS), row, all, first, cols, ahead, out);
         return;
     }
     uint32_t k = 0;
@@ -170,7 +171,8 @@ INLINE void spread_product(const float *const *x, uint32_t rows, weight_type typ
         for (uint32_t n = 0; n < count; n += SPREAD_LINES) {
             uint32_t lines = least(count - n, SPREAD_LINES);
             for (uint32_t c = 0; c < lines; c++)
-                unpack(type, w + (n + c) * stride, cols, first, panel, unpacked + c * PANEL);
+                unpack(type, w + (n + c) * stride, cols, first, panel, SPREAD_LINES * stride,
+                       unpacked + c * PANEL);
             float *to = out + n * PRODUCT_ROWS;
             if (lines == SPREAD_LINES)
                 spread_lines(turned, rows, unpacked, SPREAD_LINES, panel, to);

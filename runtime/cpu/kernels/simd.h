@@ -266,9 +266,10 @@ INLINE f32xn vec_silu(f32xn x)
 
 /* ---- blocks.c ---- */
 
-/* Columns first .. first + cols - 1, multiples of 32, of a row of `all` columns. */
+/* Columns first .. first + cols - 1, multiples of 32, of a row of `all` columns. Those of the row
+ * that begins `ahead` bytes later are fetched into the cache. */
 void KERNEL(blocks)(ful_type type, const void *row, uint32_t all, uint32_t first, uint32_t cols,
-                    float *out);
+                    size_t ahead, float *out);
 /* As product() below, for at most 4 rows of x. */
 void KERNEL(blocks_few)(const float *const *x, uint32_t rows, ful_type type, const void *w,
                         size_t stride, uint32_t count, uint32_t cols, float *out);
