@@ -2,16 +2,21 @@
  * stay in registers and scales are applied to the sums of a group. */
 #include "cpu/kernels/blocks.h"
 
-/* SCALE_GROUPS groups of a row: low and high bits from different rows, perhaps. */
-INLINE void fetch(const ful_type type, const uint8_t *low_row, const uint8_t *row,
-                  block_planes planes, uint32_t group)
+/* Every line of `bytes`, which may begin anywhere in one. */
+INLINE void fetch_lines(const uint8_t *at, uint32_t bytes)
 {
-    const uint32_t low = 4 * block_low(type), high = 4 * block_high(type);
-    UNROLL for (uint32_t b = 0; b < low * SCALE_GROUPS; b += 64)
-        __builtin_prefetch(low_row + (size_t)group * low + b);
+    UNROLL for (uint32_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
+    __builtin_prefetch(at + bytes - 1);
+}
+
+/* SCALE_GROUPS groups of a row, but for their low bits. */
+INLINE void fetch_short_planes(const ful_type type, const uint8_t *row, block_planes planes,
+                               uint32_t group)
+{
+    const uint32_t high = 4 * block_high(type), scales = scale_bytes(type);
     if (high != 0)
-        __builtin_prefetch(row + planes.high + (size_t)group * high);
-    __builtin_prefetch(row + planes.scales + (size_t)group * 2);
+        fetch_lines(row + planes.high + (size_t)group * high, high * SCALE_GROUPS);
+    fetch_lines(row + planes.scales + (size_t)(group / SCALE_GROUPS) * scales, scales);
 }
 
 /* ---- decoding ---- */
@@ -25,8 +30,11 @@ INLINE void decode(ful_type type, const uint8_t *row, block_planes planes, uint3
         /* Scales are read from a multiple of SCALE_GROUPS on. */
         uint32_t from = at / SCALE_GROUPS * SCALE_GROUPS, groups = least(end - from, SCALE_GROUPS);
         group_scales s;
-        if (ahead != 0)
-            fetch(type, row + ahead, row + ahead, planes, from);
+        if (ahead != 0) {
+            const uint32_t low = 4 * block_low(type);
+            fetch_lines(row + ahead + (size_t)from * low, low * SCALE_GROUPS);
+            fetch_short_planes(type, row + ahead, planes, from);
+        }
         scales_get(type, scales, from, groups, &s);
         for (; at < from + groups; at++) {
             UNROLL for (uint32_t j = 0; j < 4; j++)
@@ -81,13 +89,14 @@ INLINE void dot_groups(const float *const *x, const uint32_t rows, const ful_typ
     const uint32_t split = block_scales(type);
     f32xn total[BLOCK_ROWS], least_part[BLOCK_ROWS];
     UNROLL for (uint32_t r = 0; r < rows; r++) total[r] = least_part[r] = vec_all(0.0f);
-    const uint32_t groups = cols / 32;
+    const uint32_t groups = cols / 32, low = 4 * block_low(type);
     for (uint32_t g0 = 0; g0 < groups; g0 += SCALE_GROUPS) {
         uint32_t n = least(groups - g0, SCALE_GROUPS);
         group_scales s;
         /* Processors fetch the low plane ahead by themselves, but late; the short planes behind it
          * begin anew in every row. */
-        fetch(type, row + AHEAD_BYTES, row + stride, planes, first / 32 + g0);
+        fetch_lines(row + AHEAD_BYTES + (size_t)(first / 32 + g0) * low, low * SCALE_GROUPS);
+        fetch_short_planes(type, row + stride, planes, first / 32 + g0);
         scales_get(type, scales, first / 32 + g0, n, &s);
         for (uint32_t g = 0; g < n; g++) {
             uint32_t group = first / 32 + g0 + g;

@@ -272,6 +272,15 @@ INLINE void codes_eight(ful_type type, const uint8_t *low, const uint8_t *high, 
 
 enum { SCALE_GROUPS = 8 }; /* together; where 256 columns share something, these are they */
 
+/* Of that many groups. */
+INLINE uint32_t scale_bytes(ful_type type)
+{
+    return type == FUL_TYPE_MXFP4                           ? 8
+           : type == FUL_TYPE_Q2_K || type == FUL_TYPE_Q6_K ? 20
+           : type == FUL_TYPE_Q4_1 || type == FUL_TYPE_Q5_1 ? 32
+                                                            : 16;
+}
+
 /* Those of `groups` <= SCALE_GROUPS groups from number `first` on, a multiple of SCALE_GROUPS:
  * block_scales(type) of each group. Whatever lies behind them becomes 0. */
 typedef struct group_scales {
@@ -317,16 +326,13 @@ INLINE void scales_of_256(ful_type type, const uint8_t *at, group_scales *s)
 INLINE void scales_get(ful_type type, const uint8_t *plane, uint32_t first, uint32_t groups,
                        group_scales *s)
 {
+    const uint32_t bytes = scale_bytes(type) / SCALE_GROUPS;
+    const uint8_t *at = plane + (size_t)(first / SCALE_GROUPS) * scale_bytes(type);
     if (block_scales(type) == 2 || type == FUL_TYPE_Q4_K || type == FUL_TYPE_Q5_K) {
-        uint32_t bytes = type == FUL_TYPE_Q2_K || type == FUL_TYPE_Q6_K ? 20 : 16;
-        scales_of_256(type, plane + (size_t)(first / SCALE_GROUPS) * bytes, s);
+        scales_of_256(type, at, s);
         return;
     }
-    const uint32_t bytes = type == FUL_TYPE_MXFP4                           ? 1
-                           : type == FUL_TYPE_Q4_1 || type == FUL_TYPE_Q5_1 ? 4
-                                                                            : 2;
     uint8_t some[4 * SCALE_GROUPS] = {0};
-    const uint8_t *at = plane + (size_t)first * bytes;
     if (groups < SCALE_GROUPS) {
         memcpy(some, at, (size_t)groups * bytes);
         at = some;

@@ -108,7 +108,7 @@ INLINE void unpack(weight_type type, const uint8_t *row, uint32_t all, uint32_t 
     }
     uint32_t k = 0;
     for (; k + LANES <= cols; k += LANES) {
-        __builtin_prefetch(row + (first + k) * weight_bytes(type) + AHEAD_BYTES);
+        __builtin_prefetch(row + (first + k) * weight_bytes(type) + ahead);
         vec_store(out + k, vec_weights(type, row, first + k));
     }
     for (; k < cols; k++)
