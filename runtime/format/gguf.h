@@ -66,8 +66,8 @@ bool gguf_bool(const gguf_value *value, uint64_t index, bool *out);
 const uint8_t *gguf_text_next(const uint8_t *at, gguf_text *out);
 bool gguf_text_is(const gguf_value *value, const char *text); /* a single text, equal */
 
-/* The GGUF file that `path` means, from mem_alloc: the file itself (of parts the first), or the
- * only GGUF in a folder. *out is NULL if it means none. */
+/* The GGUF file that `path` means, from mem_alloc: the file itself (of parts the first) by its name
+ * or its first bytes, or the only GGUF in a folder. *out is NULL if it means none. */
 ful_result gguf_locate(const ful_alloc *a, const char *path, char **out);
 
 /* ---- types of tensors ---- */

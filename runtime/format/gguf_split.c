@@ -135,12 +135,23 @@ static void folder_look(void *ctx, const char *name)
     }
 }
 
+/* Caches of downloads name files by their hash. */
+static bool begins_as_gguf(const char *path)
+{
+    file_map map;
+    if (file_map_open(path, &map) != FUL_OK)
+        return false;
+    bool yes = gguf_magic(map.data, map.bytes);
+    file_map_close(&map);
+    return yes;
+}
+
 ful_result gguf_locate(const ful_alloc *a, const char *path, char **out)
 {
     *out = NULL;
     if (!path_is_dir(path)) {
         uint32_t number, count;
-        if (!text_ends_with(path, ".gguf"))
+        if (!text_ends_with(path, ".gguf") && !begins_as_gguf(path))
             return FUL_OK;
         *out = part_name(path, &number, &count) ? part_path(a, path, 1) : mem_strdup(a, path);
         return *out ? FUL_OK : mem_fail(strlen(path), "a file's path");

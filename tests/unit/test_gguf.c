@@ -146,6 +146,17 @@ static void test_good(void **state)
     assert_string_equal(gguf_keys_path(keys), path);
     gguf_keys_close(&keys);
 
+    char *found; /* a name does not matter, if the first bytes say what it is */
+    path = image_write("blobs/sha256-0123");
+    assert_int_equal(tensor_file_open(NULL, path, &file), FUL_OK);
+    expect_good(file, path);
+    tensor_file_close(&file);
+    assert_int_equal(gguf_locate(NULL, path, &found), FUL_OK);
+    assert_string_equal(found, path);
+    mem_free(NULL, found);
+    assert_int_equal(gguf_locate(NULL, scratch_text("blobs/other", "{}"), &found), FUL_OK);
+    assert_null(found);
+
     image_write("folder/other.gguf");
     assert_int_equal(tensor_file_open(NULL, scratch_path("folder"), &file), FUL_ERR_FORMAT);
     expect_words(TEXTS("2 GGUF models", "folder"));
