@@ -202,6 +202,30 @@ def written_by_fulgur(fulgur, source, folder):
 
 def write(path, model, config, types_too=False, change=None, **options):
     w = gguf.GGUFWriter(path, "minimax-01", **options)
+    add_keys(w, config)
+    for name, (kind, array) in stacked(model).items():
+        if change and array.ndim > 1 and "ffn_gate_inp" not in name:
+            data, raw = change(to_f32(kind, array))
+            w.add_tensor(name, data, raw_dtype=raw)
+        elif kind == "BF16":
+            w.add_tensor(name, np.ascontiguousarray(array).view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
+        else:
+            w.add_tensor(name, array)
+    r = np.random.default_rng(1)
+    for kind in gguf.GGMLQuantizationType if types_too else ():
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        w.add_tensor(f"extra.{kind.name}", r.integers(0, 256, (3, 2 * size), np.uint8), raw_dtype=kind)
+    finish(w)
+
+
+def finish(w):
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def add_keys(w, config):
     w.add_block_count(config["num_hidden_layers"])
     w.add_context_length(config["max_position_embeddings"])
     w.add_embedding_length(config["hidden_size"])
@@ -217,22 +241,6 @@ def write(path, model, config, types_too=False, change=None, **options):
     w.add_expert_used_count(config["num_experts_per_tok"])
     w.add_float32("minimax-01.residual_scale", config["layernorm_mlp_alpha"])
     w.add_array("minimax-01.attention.recurrent_layers", [k == 0 for k in config["attn_type_list"]])
-    for name, (kind, array) in stacked(model).items():
-        if change and array.ndim > 1 and "ffn_gate_inp" not in name:
-            data, raw = change(to_f32(kind, array))
-            w.add_tensor(name, data, raw_dtype=raw)
-        elif kind == "BF16":
-            w.add_tensor(name, np.ascontiguousarray(array).view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
-        else:
-            w.add_tensor(name, array)
-    r = np.random.default_rng(1)
-    for kind in gguf.GGMLQuantizationType if types_too else ():
-        elements, size = gguf.GGML_QUANT_SIZES[kind]
-        w.add_tensor(f"extra.{kind.name}", r.integers(0, 256, (3, 2 * size), np.uint8), raw_dtype=kind)
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
 
 
 def written_by_gguf(fulgur, source, folder):
@@ -256,6 +264,63 @@ def written_by_gguf(fulgur, source, folder):
                 elements, size = gguf.GGML_QUANT_SIZES[kind]
                 t = listed[f"extra.{kind.name}"]
                 check((t["type"], t["shape"], t["bytes"]) == (kind.name, [3, 2 * elements], 6 * size), f"{t}")
+
+
+def tokenizer_by_gguf(fulgur, source, folder):
+    """The demo model's tokenizer in the keys that the package writes beside another model: the same tokens, and
+    the chat format that its template names."""
+    model = os.path.join(source, "samples/demo-model")
+    text = os.path.join(model, "valid.txt")
+    spec = json.load(open(os.path.join(model, "tokenizer.json"), encoding="utf-8"))
+    added = {t["id"]: t["content"] for t in spec["added_tokens"]}
+    texts = {**{i: t for t, i in spec["model"]["vocab"].items()}, **added}
+    rows = len(texts) + 8
+    want = run(fulgur, "tokenize", model, "--file", text, "--added")
+    turns = "".join(f"{{{{ '<beginning_of_sentence>{head}\\n' + m + '<end_of_sentence>\\n' }}}}"
+                    for head in ("system ai_setting=assistant", "user name=user", "ai name=assistant"))
+    for chat, format_, told in ((None, "text-01", "none"), (turns, "text-01", "known"),
+                                ("{{ '<begin_of_document>' }}" + turns, "m1", "known"),
+                                (turns.replace("=assistant", "=someone"), "text-01", "other")):
+        path = os.path.join(folder, f"tokens-{format_}-{told}.gguf")
+        write_keys(path, os.path.join(source, "tests/golden/hybrid-7to1"), rows, texts, added,
+                   spec["model"]["merges"], chat)
+        listed = json.loads(run(fulgur, "inspect", path, "--json"))
+        check((listed["chat_format"], listed["chat_template"]) == (format_, told), f"chat format {listed}")
+        check((listed["bos_token_id"], listed["eos_token_id"]) == (-1, max(added)), f"tokens {listed}")
+    check(run(fulgur, "tokenize", path, "--file", text, "--added") == want, "tokens of the package's keys")
+    print(f"tokenizer: {want.count(' ') + want.count(chr(10))} tokens of valid.txt as from tokenizer.json")
+
+
+def write_keys(path, model, rows, texts, added, merges, chat):
+    config = json.load(open(os.path.join(model, "config.json")))
+    w = gguf.GGUFWriter(path, "minimax-01")
+    add_keys(w, config)
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("minimax-m2")
+    w.add_token_list([texts.get(i, f"[PAD{i}]") for i in range(rows)])
+    kinds = gguf.TokenType
+    w.add_token_types([kinds.CONTROL if i in added else kinds.NORMAL if i in texts else kinds.UNUSED
+                       for i in range(rows)])
+    w.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    w.add_bos_token_id(min(added))
+    w.add_eos_token_id(max(added))
+    w.add_add_bos_token(False)
+    if chat:
+        w.add_chat_template(chat)
+    for name, (kind, array) in stacked(model).items():
+        if name in ("token_embd.weight", "output.weight"):
+            array = np.zeros((rows, array.shape[1]), "f4")
+        w.add_tensor(name, to_f32(kind, array) if array.dtype != "f4" else array)
+    finish(w)
+
+
+def big_endian(fulgur, source, folder):
+    path = os.path.join(folder, "big.gguf")
+    w = gguf.GGUFWriter(path, "minimax-01", endianess=gguf.GGUFEndian.BIG)
+    w.add_tensor("x", np.zeros(8, "f4"))
+    finish(w)
+    done = subprocess.run([fulgur, "inspect", path], capture_output=True, text=True)
+    check(done.returncode == 1 and "big-endian" in done.stderr, f"big-endian: {done.stderr}")
 
 
 # ---- what the package quantises ----
@@ -307,6 +372,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         written_by_fulgur(sys.argv[1], sys.argv[2], folder)
         written_by_gguf(sys.argv[1], sys.argv[2], folder)
+        tokenizer_by_gguf(sys.argv[1], sys.argv[2], folder)
+        big_endian(sys.argv[1], sys.argv[2], folder)
         quantised_by_gguf(sys.argv[1], sys.argv[2], folder)
     print(f"{failures} failures")
     sys.exit(1 if failures else 0)
