@@ -119,6 +119,7 @@ ful_result gguf_open(tensor_file *file, const char *path)
 typedef struct folder_search {
     const ful_alloc *alloc;
     char *name; /* found first */
+    char *part; /* a part that is not the first */
     uint32_t count;
     bool out_of_memory;
 } folder_search;
@@ -127,12 +128,14 @@ static void folder_look(void *ctx, const char *name)
 {
     folder_search *s = ctx;
     uint32_t number, count;
-    if (!text_ends_with(name, ".gguf") || (part_name(name, &number, &count) && number > 1))
+    if (!text_ends_with(name, ".gguf"))
         return;
-    if (s->count++ == 0) {
-        s->name = mem_strdup(s->alloc, name);
-        s->out_of_memory = !s->name;
-    }
+    bool later = part_name(name, &number, &count) && number > 1;
+    if (later ? s->part != NULL : s->count++ > 0)
+        return;
+    char *copy = mem_strdup(s->alloc, name);
+    s->out_of_memory |= !copy;
+    *(later ? &s->part : &s->name) = copy;
 }
 
 /* Caches of downloads name files by their hash. */
@@ -162,11 +165,18 @@ ful_result gguf_locate(const ful_alloc *a, const char *path, char **out)
     if (r == FUL_OK && s.count > 1)
         r = fail(FUL_ERR_FORMAT, "%s: holds %" PRIu32 " GGUF models; name one of the files", path,
                  s.count);
+    if (r == FUL_OK && s.count == 0 && s.part) {
+        /* Opening it tells what is missing. */
+        s.name = part_path(a, s.part, 1);
+        s.count = 1;
+        r = s.name ? FUL_OK : mem_fail(strlen(s.part), "a file's path");
+    }
     if (r == FUL_OK && s.count == 1) {
         *out = path_join(a, path, s.name);
         if (!*out)
             r = mem_fail(strlen(path) + strlen(s.name), "a file's path");
     }
     mem_free(a, s.name);
+    mem_free(a, s.part);
     return r;
 }

@@ -189,6 +189,8 @@ const char *gguf_value_words(const gguf_value *v, char *out, size_t bytes)
         snprintf(out, bytes, "(absent)");
     else if (v->is_array)
         snprintf(out, bytes, "an array of %" PRIu64 " %s", v->count, gguf_kind_name(v->kind));
+    else if (v->kind == GGUF_U64)
+        snprintf(out, bytes, "%" PRIu64 " (u64)", little(v->data, 8));
     else if (gguf_integer(v, 0, &n))
         snprintf(out, bytes, "%" PRId64 " (%s)", n, gguf_kind_name(v->kind));
     else if (gguf_number(v, 0, &x))

@@ -166,6 +166,7 @@ static void test_good(void **state)
 static void test_words(void **state)
 {
     (void)state;
+    static const uint8_t most[] = {255, 255, 255, 255, 255, 255, 255, 255};
     static const struct {
         const char *text, *words;
     } cases[] = {{"plain \xc3\xa9", "\"plain \xc3\xa9\""},
@@ -181,6 +182,9 @@ static void test_words(void **state)
                             cases[i].words);
         gguf_keys_close(&keys);
     }
+    gguf_value number = {.kind = GGUF_U64, .count = 1, .data = most, .bytes = 8};
+    assert_string_equal(gguf_value_words(&number, words, sizeof words),
+                        "18446744073709551615 (u64)");
     /* Cut between code points: byte 80 is the second of one. */
     memset(longest, 'x', sizeof longest);
     memcpy(longest + 79, "\xc3\xa9", 2);
@@ -481,6 +485,20 @@ static const char *part_write(const char *name, uint16_t no, uint16_t count, con
     return image_write(name);
 }
 
+/* A part has its own alignment. */
+static void part_align_write(const char *name, uint16_t no, uint16_t count, const char *tensor,
+                             uint32_t alignment)
+{
+    static const uint64_t ne[] = {4};
+    image_head(&image, 3, 1, 3);
+    image_key_u16(&image, "split.no", no);
+    image_key_u16(&image, "split.count", count);
+    image_key_u32(&image, "general.alignment", alignment);
+    image_tensor(&image, tensor, 1, ne, 0, alignment);
+    image_data(&image, alignment, alignment + 32);
+    image_write(name);
+}
+
 static void parts_write(void)
 {
     part_write("split/m-00001-of-00003.gguf", 0, 3, NULL, 2);
@@ -528,6 +546,22 @@ static void test_split(void **state)
     split_refused("split", FUL_ERR_FORMAT, TEXTS("'b'", "m-00002-of", "m-00003-of"));
     scratch_remove("split/m-00003-of-00003.gguf");
     split_refused("split", FUL_ERR_IO, TEXTS("m-00003-of"));
+    parts_write();
+    scratch_remove("split/m-00001-of-00003.gguf");
+    split_refused("split", FUL_ERR_IO, TEXTS("m-00001-of-00003.gguf"));
+    split_refused("split/m-00002-of-00003.gguf", FUL_ERR_IO, TEXTS("m-00001-of-00003.gguf"));
+    /* The first part's count against the others' and its own name. */
+    parts_write();
+    part_write("split/m-00001-of-00003.gguf", 0, 2, NULL, 2);
+    split_refused("split", FUL_ERR_FORMAT, TEXTS("m-00001-of", "'split.count' = 2", "-of-00002"));
+    part_write("split/m-00001-of-00003.gguf", 1, 3, NULL, 2);
+    split_refused("split", FUL_ERR_FORMAT, TEXTS("m-00001-of", "'split.no' = 1"));
+    parts_write();
+    part_align_write("split/m-00002-of-00003.gguf", 1, 3, "b", 128);
+    assert_int_equal(tensor_file_open(NULL, scratch_path("split"), &file), FUL_OK);
+    assert_int_equal(tensor_file_find(file, "b")->data[0], 129); /* behind a hole of 128 bytes */
+    assert_int_equal(tensor_file_find(file, "a")->data[0], 1);
+    tensor_file_close(&file);
     part_write("alone.gguf", 0, 2, NULL, -1);
     split_refused("alone.gguf", FUL_ERR_FORMAT, TEXTS("alone.gguf", "-00001-of-00002.gguf"));
 }
