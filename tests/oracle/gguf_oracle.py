@@ -6,8 +6,9 @@ usage: gguf_oracle.py FULGUR SOURCE_DIR
 What `fulgur convert` writes must be read by the package with the keys of config.json and tokenizer.json and
 the tensors of the safetensors files, bit for bit. What the package writes from those (whole, split, with
 tensors of every type it knows beside the model's) must be read by fulgur with the same logits. What the
-package quantises must run with the logits of the weights that the package reads back from it, and with those
-of the safetensors files within the type's error. Exit code 77: a package is missing.
+package or `fulgur quantize` quantises must run with the logits of the weights that the package reads back
+from it, and what the package does with those of the safetensors files within the type's error. Environment:
+FULGUR_TEST_LEVEL=full takes more mixes. Exit code 77: a package is missing.
 """
 
 import json
@@ -366,6 +367,45 @@ def quantised_by_gguf(fulgur, source, folder):
         print(f"{kind}: weights {weights:.2e} off, logits {error:.2e}; {same:.1e} from those of the weights read back")
 
 
+# ---- what fulgur quantises ----
+
+def write_read_back(path, out):
+    """The same keys, and the tensors as the package reads them, in F32."""
+    reader, w = gguf.GGUFReader(path), gguf.GGUFWriter(out, "minimax-01")
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key in ("general.architecture", "general.file_type"):
+            continue
+        array = field.types[0] == gguf.GGUFValueType.ARRAY
+        w.add_key_value(key, field.contents(), field.types[0], sub_type=field.types[-1] if array else None)
+    for t in reader.tensors:
+        shape = [int(x) for x in t.shape][::-1]
+        w.add_tensor(t.name, gguf.quants.dequantize(t.data, t.tensor_type).reshape(shape).astype("f4"))
+    finish(w)
+    return {t.tensor_type.name for t in reader.tensors}
+
+
+def quantised_by_fulgur(fulgur, source, folder):
+    model = os.path.join(source, "samples/demo-model")
+    config = json.load(open(os.path.join(model, "config.json")))
+    want = logits(fulgur, model, config["vocab_size"], folder)
+    mixes = [("q4_k_m", {"F32", "Q4_K", "Q6_K"}), ("q2_k", {"F32", "Q2_K", "Q3_K"}), ("q8_0", {"F32", "Q8_0"}),
+             ("mxfp4", {"F32", "MXFP4"})]
+    for mix, types in mixes if os.environ.get("FULGUR_TEST_LEVEL") == "full" else mixes[:1]:
+        path, exact = (os.path.join(folder, f"{mix}{end}.gguf") for end in ("", "-f32"))
+        run(fulgur, "quantize", model, path, "--type", mix)
+        check_keys(gguf.GGUFReader(path), config, mix)
+        check_tokenizer(gguf.GGUFReader(path), model, config)
+        held = write_read_back(path, exact)
+        check(types <= held, f"{mix}: types {held}")
+        got, back = (logits(fulgur, f, config["vocab_size"], folder) for f in (path, exact))
+        same = np.abs(got - back).max() / np.abs(back).max()
+        error = np.sqrt(((got - want) ** 2).mean() / (want ** 2).mean())
+        check(same <= 1e-5, f"{mix}: {same} from the logits of the weights read back")
+        print(f"{mix} ({' '.join(sorted(held))}): logits {error:.2e} off; "
+              f"{same:.1e} from those of the weights read back")
+        os.remove(exact)
+
+
 def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
@@ -375,6 +415,7 @@ def main():
         tokenizer_by_gguf(sys.argv[1], sys.argv[2], folder)
         big_endian(sys.argv[1], sys.argv[2], folder)
         quantised_by_gguf(sys.argv[1], sys.argv[2], folder)
+        quantised_by_fulgur(sys.argv[1], sys.argv[2], folder)
     print(f"{failures} failures")
     sys.exit(1 if failures else 0)
 
