@@ -374,7 +374,7 @@ while IFS= read -r line; do
     expect_text "README: fulgur ${line%% *} is a command" "$out" "usage: fulgur ${words[0]} "
     count=$((count + 1))
 done < <(grep '^\$ build/fulgur ' "$readme")
-expect_same "README shows every command" "$count" 18
+expect_same "README shows every command" "$count" 19
 story=$(sed -n '/^exec .*fulgur" run /,$p' "$SOURCE_DIR/tools/story" | tr '\\\n' '  ' | grep -oE -- '--[a-z-]+ [0-9.]+' | tr '\n' ' ')
 # shellcheck disable=SC2086
 run run "$demo" -p x $story --help
