@@ -113,9 +113,9 @@ FUL_API const char *ful_convert_mix(uint32_t index);
  * for what those can't say; residual_scale is left out where the factors of residuals differ, so
  * that no other program runs such a model wrongly.
  *
- * Host memory, whatever the size of model and tensors: the head of the file (the tokenizer,
- * mostly), 4 MiB or one row of the result if that is more, two rows of floats for each thread, the
- * file of importance, and 100 bytes for each tensor of both files. Files are mapped.
+ * Host memory, whatever the size of the tensors: 4 MiB or one row of the result if that is more,
+ * two rows of floats for each thread, the tokenizer and some hundred bytes for each tensor of both
+ * files, and the file of importance. The model's files are mapped.
  *
  * FUL_ERR_FORMAT names a value that is not finite or that the type can't hold with its tensor and
  * index; tensors that keep their type are copied as they are. Cancellable. */

@@ -3,6 +3,9 @@
 
 #include <string.h>
 
+#include "base/file_os.h"
+#include "base/log.h"
+#include "base/process.h"
 #include "format/quantize.h"
 #include "model/imatrix.h"
 
@@ -198,6 +201,59 @@ static ful_result entries_write(converter *v)
     return FUL_OK;
 }
 
+/* ---- what killed processes left ---- */
+
+typedef struct left_overs {
+    const log_sink *log;
+    const char *folder, *name;
+    int folder_bytes;
+    size_t name_bytes;
+} left_overs;
+
+/* The number that text begins with, if a minus follows; else 0. */
+static uint32_t process_of(const char *text)
+{
+    uint64_t n = 0;
+    for (; *text >= '0' && *text <= '9' && n <= UINT32_MAX; text++)
+        n = 10 * n + (uint64_t)(*text - '0');
+    return *text == '-' && n <= UINT32_MAX ? (uint32_t)n : 0;
+}
+
+/* NAME.PROCESS-N.tmp */
+static void left_over_tell(void *ctx, const char *name)
+{
+    const left_overs *l = ctx;
+    const size_t n = strlen(name);
+    if (n < l->name_bytes + 5 || memcmp(name, l->name, l->name_bytes) != 0 ||
+        name[l->name_bytes] != '.' || strcmp(name + n - 4, ".tmp") != 0)
+        return;
+    const uint32_t process = process_of(name + l->name_bytes + 1);
+    if (process && !process_other_runs(process))
+        log_write(l->log, FUL_LOG_WARNING,
+                  "%.*s%s: left by a process that was stopped while writing, and can be deleted",
+                  l->folder_bytes, l->folder, name);
+}
+
+/* Such files take as much of the disk as the one to be, but are not ours to delete: the process may
+ * run on another machine. */
+static void left_overs_tell(const ful_alloc *a, const log_sink *log, const char *out_path)
+{
+    const char *name = out_path;
+    for (const char *at = out_path; *at; at++)
+        if (IS_SEPARATOR(*at))
+            name = at + 1;
+    left_overs l = {.log = log,
+                    .folder = out_path,
+                    .name = name,
+                    .folder_bytes = (int)(name - out_path),
+                    .name_bytes = strlen(name)};
+    char *folder =
+        name > out_path ? mem_strndup(a, out_path, (size_t)(name - out_path)) : mem_strdup(a, ".");
+    if (folder) /* a folder that can't be read fails when the file is made */
+        (void)path_each_name(folder, left_over_tell, &l);
+    mem_free(a, folder);
+}
+
 /* ---- all ---- */
 
 static ful_result write_all(converter *v, const char *path, const imatrix *im)
@@ -260,6 +316,7 @@ ful_result ful_model_convert(ful_instance *instance, const char *path, const cha
     TRY(types_check(&v));
     if (file_exists(out_path)) /* before a long look at the model */
         return fail(FUL_ERR_IO, "%s: exists already and is not overwritten", out_path);
+    left_overs_tell(v.alloc, instance_log(instance), out_path);
     tensor_file *files = NULL;
     ful_model_info info;
     model_config *config = mem_zalloc(v.alloc, 1, sizeof *config);

@@ -185,6 +185,7 @@ report "a killed process leaves nothing under the final name" $?
 report "but what it had under another" $?
 run quantize "$demo" "$room/killed.gguf" --type q8_0
 expect_code "which is in nobody's way" 0
+expect_text "but is named" "$err" "warning" "killed.gguf." ".tmp: left by a process"
 cmp -s "$room/killed.gguf" "$room/q8.gguf"
 report "the file is the same as if nothing had happened" $?
 if script --version >/dev/null 2>&1; then
