@@ -87,8 +87,8 @@ INLINE void dot_groups(const float *const *x, const uint32_t rows, const ful_typ
 {
     const uint8_t *high = row + planes.high, *scales = row + planes.scales;
     const uint32_t split = block_scales(type);
-    f32xn total[BLOCK_ROWS], least_part[BLOCK_ROWS];
-    UNROLL for (uint32_t r = 0; r < rows; r++) total[r] = least_part[r] = vec_all(0.0f);
+    f32xn total[BLOCK_ROWS], minima[BLOCK_ROWS];
+    UNROLL for (uint32_t r = 0; r < rows; r++) total[r] = minima[r] = vec_all(0.0f);
     const uint32_t groups = cols / 32, low = 4 * block_low(type);
     for (uint32_t g0 = 0; g0 < groups; g0 += SCALE_GROUPS) {
         uint32_t n = least(groups - g0, SCALE_GROUPS);
@@ -124,11 +124,11 @@ INLINE void dot_groups(const float *const *x, const uint32_t rows, const ful_typ
         }
         if (block_has_min(type))
             for (uint32_t i = 0; i < split * SCALE_GROUPS; i += LANES)
-                UNROLL for (uint32_t r = 0; r < rows; r++) least_part[r] +=
+                UNROLL for (uint32_t r = 0; r < rows; r++) minima[r] +=
                     vec_load(s.m + i) * vec_load(sums[r] + split * g0 + i);
     }
     UNROLL for (uint32_t r = 0; r < rows; r++) out[r] +=
-        vec_sum(block_has_min(type) ? total[r] + least_part[r] : total[r]);
+        vec_sum(block_has_min(type) ? total[r] + minima[r] : total[r]);
 }
 
 INLINE void blocks_dot(const float *const *x, uint32_t rows, const ful_type type, const uint8_t *w,

@@ -292,7 +292,7 @@ INLINE void scales_of_256(ful_type type, const uint8_t *at, group_scales *s)
 {
     uint32_t w[4];
     memcpy(w, at, sizeof w);
-    const float d = half_value((uint16_t)w[0]), least = -half_value((uint16_t)(w[0] >> 16));
+    const float d = half_value((uint16_t)w[0]), minimum = -half_value((uint16_t)(w[0] >> 16));
     if (type == FUL_TYPE_Q6_K) {
         for (uint32_t i = 0; i < 2 * SCALE_GROUPS; i += LANES)
             vec_store(s->d + i, signed_bytes(at + 4 + i) * d);
@@ -302,13 +302,13 @@ INLINE void scales_of_256(ful_type type, const uint8_t *at, group_scales *s)
         for (uint32_t i = 0; i < 2 * SCALE_GROUPS; i += LANES) {
             i32xn both = (i32xn)wide_bytes(at + 4 + i);
             vec_store(s->d + i, __builtin_convertvector(both & 15, f32xn) * d);
-            vec_store(s->m + i, __builtin_convertvector(both >> 4, f32xn) * least);
+            vec_store(s->m + i, __builtin_convertvector(both >> 4, f32xn) * minimum);
         }
         return;
     }
     const bool q3 = type == FUL_TYPE_Q3_K;
     const int32_t zero = q3 ? 32 : 0;
-    const float other = q3 ? d : least;
+    const float other = q3 ? d : minimum;
     float *to = q3 ? s->d + SCALE_GROUPS : s->m;
 #if VECTOR_BYTES == 32
     vec_store(s->d, six_bits(w[1], w[3], zero) * d);
