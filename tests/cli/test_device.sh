@@ -354,6 +354,11 @@ expect_same "bench model --json names the type" "$("$JSON_GET" weights <"$out")"
 expect_same "bench model --json has both tests" "$("$JSON_GET" tests <"$out")" 2
 expect_number "bench model plans its memory" "$("$JSON_GET" total_bytes <"$out")" "<=" \
     "$("$JSON_GET" available_bytes <"$out")"
+f32_bytes=$("$JSON_GET" weight_bytes <"$out")
+run bench model --preset tiny --layers 2 -p 8 -n 2 -r 1 --type q4_k --json
+expect_code "bench model of blocks" 0
+expect_same "bench model of blocks: names the type" "$("$JSON_GET" weights <"$out")" q4_k
+expect_number "bench model of blocks: their bytes" "$(($("$JSON_GET" weight_bytes <"$out") * 6))" "<=" "$f32_bytes"
 run bench model --model "$demo" -p 8 -n 2 -r 1 --csv
 expect_code "bench model --csv" 0
 expect_same "bench model --csv has a line a test" "$(wc -l <"$out")" 3
