@@ -40,8 +40,8 @@ static ful_result entry_read(imatrix *im, const tensor_info *sums)
     snprintf(name, sizeof name, "%.*s" COUNTS, (int)(strlen(sums->name) - (sizeof SUMS - 1)),
              sums->name);
     const tensor_info *counts = tensor_file_find(im->file, name);
-    if (sums->n_dims > 2 || sums->type != FUL_TYPE_F32 || !counts || counts->type != FUL_TYPE_F32 ||
-        counts->bytes != 4 * e->matrices)
+    if (sums->n_dims > 2 || sums->bytes == 0 || sums->type != FUL_TYPE_F32 || !counts ||
+        counts->type != FUL_TYPE_F32 || counts->bytes / 4 != e->matrices)
         return fail(FUL_ERR_FORMAT, "%s: tensor %s has no f32 sums and counts of as many matrices",
                     sums->path, sums->name);
     e->values = mem_alloc(&im->alloc, (size_t)sums->bytes);
@@ -51,10 +51,13 @@ static ful_result entry_read(imatrix *im, const tensor_info *sums)
     for (uint64_t m = 0; m < e->matrices; m++) {
         const float count = element_to_float(FUL_TYPE_F32, counts->data + 4 * m);
         for (uint64_t i = m * e->cols; i < (m + 1) * e->cols; i++) {
-            if (!isfinite(e->values[i]))
-                return fail(FUL_ERR_FORMAT, "%s: tensor %s: %g at index %llu is not finite",
-                            sums->path, sums->name, (double)e->values[i], (unsigned long long)i);
-            e->values[i] = count > 0 ? e->values[i] / count : 0;
+            const float mean = count > 0 ? e->values[i] / count : 0;
+            if (!isfinite(e->values[i]) || !isfinite(mean) || mean < 0)
+                return fail(FUL_ERR_FORMAT,
+                            "%s: tensor %s: %g at index %llu, of %g rows, is no sum of squares",
+                            sums->path, sums->name, (double)e->values[i], (unsigned long long)i,
+                            (double)count);
+            e->values[i] = mean;
         }
     }
     return FUL_OK;
@@ -72,18 +75,35 @@ static ful_result entries_read(imatrix *im, const char *path)
     return im->count ? FUL_OK : fail(FUL_ERR_FORMAT, "%s: is no importance matrix", path);
 }
 
-ful_result imatrix_open(const ful_alloc *a, const char *path, imatrix **out)
+static ful_result create(const ful_alloc *a, const char *path, imatrix **out)
 {
     imatrix *im = *out = mem_zalloc(a, 1, sizeof *im);
     if (!im)
         return mem_fail(sizeof *im, path);
     im->alloc = mem_functions(a);
-    ful_result r = tensor_file_open(a, path, &im->file);
+    return FUL_OK;
+}
+
+static ful_result finish(ful_result r, const char *path, imatrix **out)
+{
     if (r == FUL_OK)
-        r = entries_read(im, path);
+        r = entries_read(*out, path);
     if (r != FUL_OK)
         imatrix_close(out);
     return r;
+}
+
+ful_result imatrix_open(const ful_alloc *a, const char *path, imatrix **out)
+{
+    TRY(create(a, path, out));
+    return finish(tensor_file_open(a, path, &(*out)->file), path, out);
+}
+
+ful_result imatrix_read(const ful_alloc *a, const char *name, const void *data, uint64_t bytes,
+                        imatrix **out)
+{
+    TRY(create(a, name, out));
+    return finish(tensor_file_read(a, name, data, bytes, &(*out)->file), name, out);
 }
 
 bool imatrix_find(const imatrix *im, const char *name, uint64_t cols, uint64_t matrices,

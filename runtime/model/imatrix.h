@@ -7,6 +7,9 @@
 typedef struct imatrix imatrix;
 
 ful_result imatrix_open(const ful_alloc *a, const char *path, imatrix **out);
+/* The same of a whole file's bytes, which stay the caller's and must outlive it. */
+ful_result imatrix_read(const ful_alloc *a, const char *name, const void *data, uint64_t bytes,
+                        imatrix **out);
 /* [matrices][cols] mean squared inputs of a tensor under its name in a model's GGUF, zeros of a
  * matrix that none came to; valid until the file is closed. False if there are none or of another
  * shape. */

@@ -5,7 +5,12 @@
 #include <stdint.h>
 
 /* How far an input was read. */
-enum { FUZZ_OPENED = 1, FUZZ_MODEL = 2, FUZZ_TOKENS = 4 /* or there is no tokenizer here */ };
+enum {
+    FUZZ_OPENED = 1,
+    FUZZ_MODEL = 2,
+    FUZZ_TOKENS = 4, /* or there is no tokenizer here */
+    FUZZ_IMPORTANCE = 8
+};
 unsigned fuzz_try(const uint8_t *data, size_t bytes);
 
 typedef enum fuzz_format { FUZZ_ANY, FUZZ_GGUF, FUZZ_SAFETENSORS } fuzz_format;

@@ -9,6 +9,7 @@
 #include "format/quant.h"
 #include "format/tensors.h"
 #include "model/config.h"
+#include "model/imatrix.h"
 #include "model/names.h"
 #ifdef FUZZ_TOKENIZER
 #include "text/tokenizer_build.h"
@@ -124,6 +125,17 @@ static unsigned read_model(const ful_alloc *a, const tensor_file *file)
     return read;
 }
 
+static unsigned read_importance(const ful_alloc *a, const uint8_t *data, size_t bytes)
+{
+    imatrix *im;
+    const float *values;
+    if (imatrix_read(a, "fuzz", data, bytes, &im) != FUL_OK)
+        return 0;
+    (void)imatrix_find(im, "blk.0.attn_qkv.weight", 32, 1, &values);
+    imatrix_close(&im);
+    return FUZZ_IMPORTANCE;
+}
+
 unsigned fuzz_try(const uint8_t *data, size_t bytes)
 {
     unsigned read = 0;
@@ -135,7 +147,7 @@ unsigned fuzz_try(const uint8_t *data, size_t bytes)
         uint64_t sum = touch(file);
         if (tensor_file_keys(file)) {
             sum += touch_keys(tensor_file_keys(file));
-            read |= read_model(&a, file);
+            read |= read_model(&a, file) | read_importance(&a, data, bytes);
         }
         tensor_file_close(&file);
         volatile uint64_t sink = sum; /* or nothing would be read */

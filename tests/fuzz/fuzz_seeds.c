@@ -226,7 +226,7 @@ static void seed_importance(void)
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++)
         tensor_put(&made, tensors[i].name, tensors[i].n_dims, tensors[i].ne, 0, &offset);
     image_data(&made, 32, (size_t)offset);
-    seed_add(&made, FUZZ_GGUF, FUZZ_OPENED);
+    seed_add(&made, FUZZ_GGUF, FUZZ_OPENED | FUZZ_IMPORTANCE);
 }
 
 size_t fuzz_seeds_make(fuzz_seed *out)

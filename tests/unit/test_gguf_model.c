@@ -1,10 +1,12 @@
 /* Models as GGUF: what is converted is the same model; keys that other programs write; everything a
  * GGUF can say wrongly about a model. No device. */
 #include "../util/checkpoint.h"
+#include "../util/gguf_image.h"
 #include "../util/scratch.h"
 #include "format/gguf_write.h"
 #include "fulgur/model.h"
 #include "model/gguf_names.h"
+#include "model/imatrix.h"
 #include "model/names.h" /* before cmocka, whose fail() is a macro */
 
 #include <math.h>
@@ -721,6 +723,70 @@ static void test_wrong_keys(void **state)
         refuses(&cases[i].m, cases[i].result, cases[i].words[0], cases[i].words[1]);
 }
 
+/* ---- importance matrices ---- */
+
+typedef struct sums_case {
+    const char *second; /* name of the second tensor */
+    uint32_t sums_dims;
+    uint64_t sums[3], counts[2]; /* fastest first */
+    float sum, count;            /* of every column, of every matrix */
+    const char *word;            /* of the error line; NULL: it is good */
+} sums_case;
+
+static void floats_put(gguf_image *g, float value, size_t n)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    for (size_t i = 0; i < n; i++)
+        image_u32(g, bits);
+}
+
+static void test_importance_files(void **state)
+{
+    (void)state;
+    const uint64_t quarter = UINT64_C(1) << 62;
+    const sums_case cases[] = {
+        {"x.counts", 2, {4, 2}, {1, 2}, 6.0f, 3.0f, NULL},
+        {"x.counts", 2, {4, 2}, {1, 2}, 6.0f, 0.0f, NULL}, /* none came to it */
+        {"x.counts", 2, {0, quarter}, {0, 1}, 0.0f, 0.0f, "counts of as many"},
+        {"x.counts", 2, {0, 2}, {1, 2}, 0.0f, 1.0f, "counts of as many"},
+        {"x.counts", 2, {4, 2}, {1, 3}, 6.0f, 3.0f, "counts of as many"},
+        {"x.counts", 3, {4, 2, 1}, {1, 2}, 6.0f, 3.0f, "counts of as many"},
+        {"y.counts", 2, {4, 2}, {1, 2}, 6.0f, 3.0f, "counts of as many"},
+        {"x.counts", 2, {4, 2}, {1, 2}, -6.0f, 3.0f, "-6 at index 0"},
+        {"x.counts", 2, {4, 2}, {1, 2}, NAN, 3.0f, "at index 0"},
+        {"x.counts", 2, {4, 2}, {1, 2}, 6.0f, 1e-44f, "at index 0, of 9.8"},
+    };
+    static gguf_image g;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const sums_case *c = &cases[i];
+        const float *values;
+        imatrix *im;
+        image_head(&g, 3, 2, 0);
+        image_tensor(&g, "x.in_sum2", c->sums_dims, c->sums, 0, 0);
+        image_tensor(&g, c->second, 2, c->counts, 0, 32);
+        image_data(&g, 32, 0);
+        floats_put(&g, c->sum, 8), floats_put(&g, c->count, 8);
+        ful_result r = imatrix_read(&libc, "sums", g.bytes, g.n, &im);
+        if (c->word) {
+            assert_int_equal(r, FUL_ERR_FORMAT);
+            assert_null(im);
+            expect_error_words("sums", "x.in_sum2", c->word, NULL);
+            continue;
+        }
+        must(r);
+        assert_true(imatrix_find(im, "x", 4, 2, &values));
+        assert_true(values[7] == (c->count > 0 ? 2.0f : 0.0f));
+        assert_false(imatrix_find(im, "x", 2, 4, &values));
+        assert_false(imatrix_find(im, "y", 4, 2, &values));
+        imatrix_close(&im);
+    }
+    imatrix *im;
+    image_good(&g);
+    assert_int_equal(imatrix_read(&libc, "none", g.bytes, g.n, &im), FUL_ERR_FORMAT);
+    expect_error_words("none", "no importance matrix", NULL);
+}
+
 static int begin(void **state)
 {
     (void)state;
@@ -747,6 +813,7 @@ int main(void)
         cmocka_unit_test(test_tied),
         cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_wrong_keys),
+        cmocka_unit_test(test_importance_files),
     };
     return cmocka_run_group_tests(tests, begin, end);
 }
