@@ -41,6 +41,28 @@ FUL_API ful_result ful_importance_get(const ful_importance *importance, ful_matr
                                       uint32_t layer, uint32_t expert, const double **squares,
                                       size_t *columns, uint64_t *rows);
 
+/* ---- files ---- */
+
+/* What a file says of its texts: a name, and how many pieces of how many tokens at most were fed.
+ * Names and pieces of several calls add up; the length of pieces is the last. */
+FUL_API ful_result ful_importance_note(ful_importance *importance, const char *dataset,
+                                       uint32_t chunk_count, uint32_t chunk_tokens);
+
+/* Writes a GGUF as llama.cpp lays importance matrices out, which ful_convert_params.importance_path
+ * takes: keys general.type = "imatrix", imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size;
+ * for every matrix under its name in a model's GGUF NAME.in_sum2, f32 [experts or 1][columns], and
+ * NAME.counts, f32 [experts or 1][1]: sums of squares, and of how many rows. Matrices that read the
+ * same rows (q, k, v and gate; W1 and W3) have the same. A tied head is under the embedding's name.
+ *
+ * The file takes its name when it is whole; FUL_ERR_IO if the name is taken. */
+FUL_API ful_result ful_importance_write(const ful_importance *importance, const char *path);
+
+/* Adds what a file has, as if its texts had been collected here, up to the rounding of its f32
+ * numbers. Matrices it lacks stay as they are. FUL_ERR_FORMAT, and nothing is added: it is no
+ * importance matrix or has no matrix of the model, a shape is another one, or a number is negative
+ * or not finite. */
+FUL_API ful_result ful_importance_read(ful_importance *importance, const char *path);
+
 #ifdef __cplusplus
 }
 #endif

@@ -4,35 +4,7 @@
 
 #include <string.h>
 
-#include "session/session.h"
-
-/* One matrix, or one expert's. */
-typedef struct sums {
-    double *squares; /* [columns] */
-    uint32_t columns;
-    uint64_t rows;
-} sums;
-
-typedef struct layer_sums {
-    sums in, out, router;
-    sums *expert_in, *expert_out; /* [expert_count] */
-} layer_sums;
-
-struct ful_importance {
-    ful_model *model;
-    const ful_alloc *alloc;
-    layer_sums *layers; /* [block_count] */
-    sums head;
-    double *room; /* of all squares */
-
-    ful_session *session; /* fed now */
-    float *values;        /* read back from one step */
-    size_t capacity;
-    float *experts; /* norm2's rows, until the routes are known */
-    size_t experts_capacity;
-    ful_route *routes;
-    size_t routes_capacity;
-};
+#include "session/importance.h"
 
 /* Hands out parts of the room in order; counts them if there is none yet. */
 static size_t deal(ful_importance *m, double *room)
@@ -43,7 +15,7 @@ static size_t deal(ful_importance *m, double *room)
 #define DEAL(s, n)                                                                                 \
     do {                                                                                           \
         if (room)                                                                                  \
-            (s) = (sums){.squares = room + used, .columns = (n)};                                  \
+            (s) = (importance_sums){.squares = room + used, .columns = (n)};                       \
         used += (n);                                                                               \
     } while (0)
     for (uint32_t i = 0; i < c->block_count; i++) {
@@ -79,8 +51,8 @@ ful_result ful_importance_create(ful_importance **out, ful_model *model)
     m->layers = mem_zalloc(a, c->block_count, sizeof *m->layers);
     bool ok = m->layers != NULL;
     for (uint32_t i = 0; ok && i < c->block_count; i++) {
-        m->layers[i].expert_in = mem_zalloc(a, c->expert_count, sizeof(sums));
-        m->layers[i].expert_out = mem_zalloc(a, c->expert_count, sizeof(sums));
+        m->layers[i].expert_in = mem_zalloc(a, c->expert_count, sizeof(importance_sums));
+        m->layers[i].expert_out = mem_zalloc(a, c->expert_count, sizeof(importance_sums));
         ok = m->layers[i].expert_in && m->layers[i].expert_out;
     }
     size_t count = ok ? deal(m, NULL) : 0;
@@ -109,18 +81,21 @@ void ful_importance_destroy(ful_importance **importance)
     mem_free(a, m->values);
     mem_free(a, m->experts);
     mem_free(a, m->routes);
+    for (uint32_t i = 0; i < m->dataset_count; i++)
+        mem_free(a, m->datasets[i]);
+    mem_free(a, m->datasets);
     mem_free(a, m);
     *importance = NULL;
 }
 
-static void add_row(sums *s, const float *x)
+static void add_row(importance_sums *s, const float *x)
 {
     for (uint32_t i = 0; i < s->columns; i++)
         s->squares[i] += (double)x[i] * x[i];
     s->rows++;
 }
 
-static void add_rows(sums *s, const float *x, uint32_t rows)
+static void add_rows(importance_sums *s, const float *x, uint32_t rows)
 {
     for (uint32_t r = 0; r < rows; r++)
         add_row(s, x + (size_t)r * s->columns);
@@ -134,7 +109,8 @@ static ful_result read_values(ful_importance *m, gpu_range range, size_t n)
 }
 
 /* What the experts' first matrices gave, by the routes that were seen before. */
-static ful_result look_at_hidden(ful_importance *m, layer_sums *l, gpu_range range, bool sorted)
+static ful_result look_at_hidden(ful_importance *m, importance_layer *l, gpu_range range,
+                                 bool sorted)
 {
     const model_config *c = &m->model->config;
     size_t n = (size_t)((const step_params *)m->session->io.step.mapped)->n_rows * c->top_k;
@@ -166,7 +142,7 @@ static ful_result look_at(void *ctx, const char *name, int32_t layer, gpu_range 
         add_rows(&m->head, m->values, real);
         return FUL_OK;
     }
-    layer_sums *l = &m->layers[layer];
+    importance_layer *l = &m->layers[layer];
     bool lightning = c->layers[layer] == LAYER_LIGHTNING;
     if (strcmp(name, "norm1") == 0) {
         TRY(read_values(m, range, (size_t)real * columns));
@@ -235,8 +211,8 @@ ful_result ful_importance_get(const ful_importance *importance, ful_matrix matri
     if (experts && expert >= c->expert_count)
         return fail(FUL_ERR_ARGUMENT, "ful_importance_get: expert %u of %u", (unsigned)expert,
                     (unsigned)c->expert_count);
-    const sums *s = &importance->head;
-    const layer_sums *l = matrix == FUL_MATRIX_HEAD ? NULL : &importance->layers[layer];
+    const importance_sums *s = &importance->head;
+    const importance_layer *l = matrix == FUL_MATRIX_HEAD ? NULL : &importance->layers[layer];
     switch (matrix) {
     case FUL_MATRIX_HEAD:
         break;

@@ -44,7 +44,7 @@ int cli_parse(const cli_command *command, int argc, char **argv, const cli_optio
               int count, int *first);
 
 extern const cli_command cmd_devices, cmd_inspect, cmd_run, cmd_chat, cmd_tokenize, cmd_perplexity,
-    cmd_logits, cmd_bench, cmd_tune, cmd_selftest, cmd_convert, cmd_quantize;
+    cmd_logits, cmd_bench, cmd_tune, cmd_selftest, cmd_convert, cmd_quantize, cmd_imatrix;
 
 /* Options of every command that runs a model, and what they open. */
 typedef struct cli_model {

@@ -6,8 +6,9 @@
 #include "cli.h"
 
 static const cli_command *const commands[] = {
-    &cmd_run,    &cmd_chat,    &cmd_devices,  &cmd_inspect, &cmd_tokenize, &cmd_perplexity,
-    &cmd_logits, &cmd_convert, &cmd_quantize, &cmd_bench,   &cmd_tune,     &cmd_selftest};
+    &cmd_run,        &cmd_chat,   &cmd_devices, &cmd_inspect,  &cmd_tokenize,
+    &cmd_perplexity, &cmd_logits, &cmd_convert, &cmd_quantize, &cmd_imatrix,
+    &cmd_bench,      &cmd_tune,   &cmd_selftest};
 
 static void print_usage(FILE *out)
 {

@@ -5,10 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli.h"
+#include "documents.h"
 #include "reference.h"
-
-static const char default_mark[] = "<|endoftext|>";
 
 typedef struct score {
     const int32_t *ids; /* fed now, begin token included */
@@ -77,75 +75,18 @@ static bool score_document(cli_model *m, score *s, const char *text, size_t byte
     return ok;
 }
 
-static const char *find_mark(const char *text, const char *end, const char *mark, size_t mark_bytes)
-{
-    for (const char *p = text; (size_t)(end - p) >= mark_bytes; p++) {
-        bool starts = p == text || p[-1] == '\n';
-        const char *after = p + mark_bytes;
-        if (starts && memcmp(p, mark, mark_bytes) == 0 &&
-            (after == end || *after == '\n' || *after == '\r'))
-            return p;
-    }
-    return NULL;
-}
-
-static void trim(const char **text, const char **end)
-{
-    while (*text < *end && strchr(" \t\r\n", **text) && **text)
-        ++*text;
-    while (*text < *end && strchr(" \t\r\n", (*end)[-1]) && (*end)[-1])
-        --*end;
-}
-
-/* Takes the next document off *text; false when there is none. */
-static bool next_document(const char **text, const char *end, const char *mark, const char **first,
-                          const char **last)
-{
-    size_t mark_bytes = strlen(mark);
-    while (*text < end) {
-        const char *at = mark_bytes ? find_mark(*text, end, mark, mark_bytes) : NULL;
-        *first = *text;
-        *last = at ? at : end;
-        *text = at ? at + mark_bytes : end;
-        trim(first, last);
-        if (*first < *last)
-            return true;
-    }
-    return false;
-}
-
 static bool score_text(cli_model *m, score *s, const char *text, size_t bytes, const char *mark,
                        int32_t bos, size_t window)
 {
     const char *start = text, *end = text + bytes, *first, *last;
     cli_bar bar = {.start_ns = cli_now_ns(), .label = "scoring"};
     bool ok = true;
-    while (ok && next_document(&text, end, mark, &first, &last)) {
+    while (ok && document_next(&text, end, mark, &first, &last)) {
         ok = score_document(m, s, first, (size_t)(last - first), bos, window);
         cli_show_bar(&bar, &(ful_progress){.done = (uint64_t)(text - start), .total = bytes});
     }
     cli_end_bar(&bar);
     return ok;
-}
-
-/* Tokens of the longest document: what a session must be able to hold. False after printing the
- * error. */
-static bool longest_document(const ful_tokenizer *t, const char *text, size_t bytes,
-                             const char *mark, size_t *most)
-{
-    const char *start = text, *end = text + bytes, *first, *last;
-    *most = 0;
-    while (next_document(&text, end, mark, &first, &last)) {
-        size_t n = 0;
-        if (ful_tokenizer_encode(t, first, (size_t)(last - first), FUL_ENCODE_PLAIN, NULL, &n) !=
-            FUL_OK) {
-            fprintf(stderr, "fulgur: in the document that begins at byte %zu: %s\n",
-                    (size_t)(first - start), ful_last_error());
-            return false;
-        }
-        *most = n > *most ? n : *most;
-    }
-    return true;
 }
 
 static void print_json(score *s, size_t window, int32_t bos, uint64_t ns)
@@ -241,7 +182,7 @@ static int score_with_files(cli_model *m, const request *q, const char *text, si
 static int run(int argc, char **argv)
 {
     cli_model m = {0};
-    request q = {.mark = default_mark};
+    request q = {.mark = document_mark};
     cli_option options[CLI_MODEL_OPTIONS + 6] = {
         {'w', "window", "N", CLI_UINT, &q.window,
          "tokens read at a time (default: whole documents up to the context)"},
@@ -272,7 +213,7 @@ static int run(int argc, char **argv)
     cli_watch_interrupt();
     size_t most = 0;
     code = cli_open_tokenizer(&m, argv[first]);
-    if (code == CLI_OK && !longest_document(m.tokenizer, text, bytes, q.mark, &most))
+    if (code == CLI_OK && !document_longest(m.tokenizer, text, bytes, q.mark, &most))
         code = CLI_FAILED;
     if (code == CLI_OK && most == 0) {
         fprintf(stderr, "fulgur perplexity: %s: no text in its %zu bytes\n", q.path, bytes);
