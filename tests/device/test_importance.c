@@ -5,11 +5,16 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "format/gguf_write.h"
+#include "model/imatrix.h"
+#include "session/importance.h"
 #include "util/compare.h"
 #include "util/model_fixture.h"
+#include "util/scratch.h"
 
 #include <cmocka.h>
 
@@ -196,13 +201,180 @@ static void test_errors(void **state)
     model_fixture_close(&f);
 }
 
+/* ---- files ---- */
+
+static void each(const ful_importance *a, const ful_importance *b, double most)
+{
+    const model_config *c = &a->model->config;
+    for (uint32_t layer = 0; layer < c->block_count; layer++)
+        for (int matrix = FUL_MATRIX_ATTENTION_IN; matrix <= FUL_MATRIX_HEAD; matrix++)
+            for (uint32_t e = 0; e < c->expert_count; e++) {
+                const double *x, *y;
+                size_t n, columns;
+                uint64_t rows, others;
+                EXPECT_OK(ful_importance_get(a, (ful_matrix)matrix, layer, e, &x, &n, &rows));
+                EXPECT_OK(
+                    ful_importance_get(b, (ful_matrix)matrix, layer, e, &y, &columns, &others));
+                assert_int_equal(n, columns);
+                assert_int_equal(rows, others);
+                if (rows > 0)
+                    EXPECT_ERROR_BELOW(max_rel_error(x, y, n), most, "matrix %d, layer %u", matrix,
+                                       (unsigned)layer);
+            }
+}
+
+/* What was collected comes back, halves add up to the whole, and quantising finds the means. */
+static void test_files(void **state)
+{
+    (void)state;
+    model_fixture f;
+    ful_importance *whole, *half, *again;
+    int32_t ids[TOKENS];
+    char path[512], other[512];
+    for (int i = 0; i < TOKENS; i++)
+        ids[i] = (i * 71 + 13) % 331;
+    snprintf(path, sizeof path, "%s", scratch_path("half.gguf"));
+    snprintf(other, sizeof other, "%s", scratch_path("whole.gguf"));
+    assert_true(model_fixture_open(&f, NULL, dir, false, CHUNK, 128));
+    EXPECT_OK(ful_importance_create(&whole, f.model));
+    EXPECT_OK(ful_importance_create(&half, f.model));
+    EXPECT_OK(ful_importance_create(&again, f.model));
+    EXPECT_OK(ful_importance_collect(whole, f.session, ids, TOKENS));
+    EXPECT_OK(ful_session_reset(f.session));
+    EXPECT_OK(ful_importance_collect(half, f.session, ids, 40));
+    EXPECT_OK(ful_importance_note(half, "one", 2, 20));
+    EXPECT_OK(ful_importance_write(half, path));
+    assert_int_equal(ful_importance_write(half, path), FUL_ERR_IO);
+    EXPECT_OK(ful_importance_read(again, path));
+    each(again, half, 1e-7);
+    EXPECT_OK(ful_importance_collect(again, f.session, ids + 40, TOKENS - 40));
+    each(again, whole, 1e-6);
+    EXPECT_OK(ful_importance_note(again, "two", 3, 30));
+    EXPECT_OK(ful_importance_note(again, "one", 1, 30));
+    EXPECT_OK(ful_importance_write(again, other));
+
+    tensor_file *file;
+    int64_t chunks, tokens;
+    const ful_alloc a = mem_functions(NULL);
+    EXPECT_OK(tensor_file_open(&a, other, &file));
+    const gguf_keys *keys = tensor_file_keys(file);
+    assert_int_equal(gguf_keys_find(keys, "imatrix.datasets")->count, 2);
+    assert_true(gguf_integer(gguf_keys_one(keys, "imatrix.chunk_count"), 0, &chunks));
+    assert_true(gguf_integer(gguf_keys_one(keys, "imatrix.chunk_size"), 0, &tokens));
+    assert_int_equal(chunks, 6);
+    assert_int_equal(tokens, 30);
+    tensor_file_close(&file);
+
+    const double *squares;
+    const float *means;
+    size_t columns;
+    uint64_t rows;
+    imatrix *im;
+    EXPECT_OK(imatrix_open(&a, other, &im));
+    EXPECT_OK(ful_importance_get(again, FUL_MATRIX_EXPERT_OUT, 1, 2, &squares, &columns, &rows));
+    assert_true(imatrix_find(im, "blk.1.ffn_down_exps.weight", columns,
+                             f.model->config.expert_count, &means));
+    assert_true(rows > 0);
+    for (size_t i = 0; i < columns; i++)
+        assert_true(fabs((double)means[2 * columns + i] - squares[i] / (double)rows) <=
+                    1e-6 * squares[i] / (double)rows);
+    imatrix_close(&im);
+    ful_importance_destroy(&whole);
+    ful_importance_destroy(&half);
+    ful_importance_destroy(&again);
+    model_fixture_close(&f);
+}
+
+typedef struct wrong {
+    const char *type, *name; /* of a tensor */
+    uint64_t matrices, columns;
+    float value, count;
+    bool no_counts;
+    const char *words[2]; /* of the error */
+} wrong;
+
+static const char *wrong_file(const wrong *w)
+{
+    const ful_alloc a = mem_functions(NULL);
+    gguf_writer *out;
+    char name[96];
+    scratch_remove("wrong.gguf");
+    const char *path = scratch_path("wrong.gguf");
+    float values[512];
+    EXPECT_OK(gguf_writer_open(&a, path, &out));
+    gguf_put_text(out, "general.type", w->type, strlen(w->type));
+    snprintf(name, sizeof name, "%s.in_sum2", w->name);
+    gguf_put_tensor(out, name, FUL_TYPE_F32, (uint64_t[]){w->matrices, w->columns}, 2);
+    snprintf(name, sizeof name, "%s.counts", w->name);
+    if (!w->no_counts)
+        gguf_put_tensor(out, name, FUL_TYPE_F32, (uint64_t[]){w->matrices, 1}, 2);
+    EXPECT_OK(gguf_write_head(out));
+    for (size_t i = 0; i < 512; i++)
+        values[i] = i == 3 ? w->value : 1.0f;
+    EXPECT_OK(gguf_write_data(out, values, w->matrices * w->columns * 4));
+    for (uint64_t i = 0; !w->no_counts && i < w->matrices; i++)
+        EXPECT_OK(gguf_write_data(out, &w->count, 4));
+    EXPECT_OK(gguf_writer_finish(&out));
+    return path;
+}
+
+static void test_wrong_files(void **state)
+{
+    (void)state;
+    static const char router[] = "blk.0.ffn_gate_inp.weight";
+    static const wrong cases[] = {
+        {"model", router, 1, 96, 1, 1, false, {"wrong.gguf", "imatrix"}},
+        {"imatrix", "blk.0.ffn_gate.weight", 1, 96, 1, 1, false, {"wrong.gguf", "none of its 2"}},
+        {"imatrix", router, 1, 64, 1, 1, false, {"in_sum2", "[1, 96]"}},
+        {"imatrix", router, 2, 96, 1, 1, false, {"in_sum2", "[1, 96]"}},
+        {"imatrix", "blk.0.ffn_up_exps.weight", 4, 96, 1, 1, false, {"ffn_up_exps", "[5, 96]"}},
+        {"imatrix", router, 1, 96, -1, 1, false, {"-1 at index 3", "in_sum2"}},
+        {"imatrix", router, 1, 96, INFINITY, 1, false, {"inf at index 3", "in_sum2"}},
+        {"imatrix", router, 1, 96, 1, NAN, false, {"nan at index 0", "counts"}},
+        {"imatrix", router, 1, 96, 1, 1, true, {"counts is missing", router}},
+    };
+    model_fixture f;
+    ful_importance *m;
+    const double *squares;
+    size_t columns;
+    uint64_t rows;
+    assert_true(model_fixture_open(&f, NULL, dir, false, CHUNK, 128));
+    EXPECT_OK(ful_importance_create(&m, f.model));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_int_equal(ful_importance_read(m, wrong_file(&cases[i])), FUL_ERR_FORMAT);
+        expect_error_words(cases[i].words[0], cases[i].words[1], NULL);
+        EXPECT_OK(ful_importance_get(m, FUL_MATRIX_ROUTER, 0, 0, &squares, &columns, &rows));
+        assert_int_equal(rows, 0);
+    }
+    EXPECT_OK(ful_importance_read(m, wrong_file(&(wrong){"imatrix", router, 1, 96, 2, 7, false, {""}})));
+    EXPECT_OK(ful_importance_get(m, FUL_MATRIX_ROUTER, 0, 0, &squares, &columns, &rows));
+    assert_int_equal(rows, 7);
+    assert_true(squares[3] == 2.0 && squares[4] == 1.0);
+    ful_importance_destroy(&m);
+    model_fixture_close(&f);
+}
+
+static int begin(void **state)
+{
+    (void)state;
+    scratch_begin();
+    return 0;
+}
+
+static int end(void **state)
+{
+    (void)state;
+    scratch_end();
+    return 0;
+}
+
 int main(void)
 {
     fixture_require_device();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_as_it_is),
-        cmocka_unit_test(test_wide),
-        cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_as_it_is),    cmocka_unit_test(test_wide),
+        cmocka_unit_test(test_errors),      cmocka_unit_test(test_files),
+        cmocka_unit_test(test_wrong_files),
     };
-    return cmocka_run_group_tests_name("importance", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("importance", tests, begin, end);
 }
