@@ -90,6 +90,7 @@ INLINE void dot_groups(const float *const *x, const uint32_t rows, const ful_typ
     f32xn total[BLOCK_ROWS], minima[BLOCK_ROWS];
     UNROLL for (uint32_t r = 0; r < rows; r++) total[r] = minima[r] = vec_all(0.0f);
     const uint32_t groups = cols / 32, low = 4 * block_low(type);
+    const uint32_t eights = 4 / split; /* that share a scale */
     for (uint32_t g0 = 0; g0 < groups; g0 += SCALE_GROUPS) {
         uint32_t n = least(groups - g0, SCALE_GROUPS);
         group_scales s;
@@ -104,8 +105,9 @@ INLINE void dot_groups(const float *const *x, const uint32_t rows, const ful_typ
             UNROLL for (uint32_t h = 0; h < split; h++)
             {
                 f32xn part[BLOCK_ROWS];
-                UNROLL for (uint32_t j = h * (4 / split); j < (h + 1) * (4 / split); j++)
+                UNROLL for (uint32_t i = 0; i < eights; i++)
                 {
+                    const uint32_t j = h * eights + i;
                     f32xn v[EIGHT];
                     codes_eight(type, row, high, group, j, v);
                     UNROLL for (uint32_t r = 0; r < rows; r++)
@@ -113,7 +115,7 @@ INLINE void dot_groups(const float *const *x, const uint32_t rows, const ful_typ
                         UNROLL for (uint32_t p = 0; p < EIGHT; p++)
                         {
                             f32xn from = vec_load(x[r] + column + 8 * j + p * LANES);
-                            bool begins = j == h * (4 / split) && p == 0;
+                            bool begins = i == 0 && p == 0;
                             part[r] = begins ? from * v[p] : part[r] + from * v[p];
                         }
                     }

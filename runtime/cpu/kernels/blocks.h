@@ -332,7 +332,7 @@ INLINE void scales_get(ful_type type, const uint8_t *plane, uint32_t first, uint
         scales_of_256(type, at, s);
         return;
     }
-    uint8_t some[4 * SCALE_GROUPS] = {0};
+    _Alignas(16) uint8_t some[4 * SCALE_GROUPS] = {0};
     if (groups < SCALE_GROUPS) {
         memcpy(some, at, (size_t)groups * bytes);
         at = some;
