@@ -12,6 +12,10 @@
 void quant_decode(ful_type type, const void *file_row, uint64_t cols, float *out);
 void quant_decode_device(ful_type type, const void *device_row, uint64_t cols, float *out);
 
+/* No element of a row of blocks is larger: by its scales alone, without looking at codes, which
+ * leaves it above the largest one by up to a few times. Not finite if a scale is not. */
+float quant_row_bound(ful_type type, const void *file_row, uint64_t cols);
+
 /* Between a file's row and a device's, of type_device_row_bytes; the padding of planes becomes
  * zero. Codes are those of the file: q4_0 stands for code - 8, q5_0 for code - 16, q3_k for code -
  * 4 (scales less 32), q6_k for code - 32. */

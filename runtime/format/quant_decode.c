@@ -103,6 +103,38 @@ void quant_decode_device(ful_type type, const void *device_row, uint64_t cols, f
     }
 }
 
+float quant_row_bound(ful_type type, const void *file_row, uint64_t cols)
+{
+    /* Where scales lie in a block, and what they are multiplied with at most. */
+    static const struct {
+        uint8_t d_at, m_at;
+        uint16_t d_most, m_most;
+    } shapes[TYPE_COUNT] = {
+        [FUL_TYPE_Q8_0] = {0, 0, 128, 0},        [FUL_TYPE_Q4_0] = {0, 0, 8, 0},
+        [FUL_TYPE_Q4_1] = {0, 2, 15, 1},         [FUL_TYPE_Q5_0] = {0, 0, 16, 0},
+        [FUL_TYPE_Q5_1] = {0, 2, 31, 1},         [FUL_TYPE_Q2_K] = {80, 82, 15 * 3, 15},
+        [FUL_TYPE_Q3_K] = {108, 108, 32 * 4, 0}, [FUL_TYPE_Q4_K] = {0, 2, 63 * 15, 63},
+        [FUL_TYPE_Q5_K] = {0, 2, 63 * 31, 63},   [FUL_TYPE_Q6_K] = {208, 208, 128 * 32, 0},
+        [FUL_TYPE_IQ4_NL] = {0, 0, 127, 0},
+    };
+    const type_traits *t = type_get(type);
+    const uint8_t *block = file_row;
+    float most = 0;
+    for (uint64_t i = 0; i < cols; i += t->block_elements, block += t->block_bytes) {
+        uint16_t d, m;
+        float bound;
+        memcpy(&d, block + shapes[type].d_at, sizeof d);
+        memcpy(&m, block + shapes[type].m_at, sizeof m);
+        if (type == FUL_TYPE_MXFP4)
+            bound = quant_mxfp4_half_scale(block[0]) * 12;
+        else
+            bound = (float)shapes[type].d_most * half_to_float(d & 0x7fffu) +
+                    (float)shapes[type].m_most * half_to_float(m & 0x7fffu);
+        most = most >= bound ? most : bound; /* keeps what is not a number */
+    }
+    return most;
+}
+
 void row_to_floats(ful_type type, const void *file_row, uint64_t cols, float *out)
 {
     const uint8_t *from = file_row;

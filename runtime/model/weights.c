@@ -65,51 +65,53 @@ static int32_t row_exponent(ful_type type, const uint8_t *row, uint64_t n)
         }
         return most ? (int32_t)(most >> 7) - 127 : INT32_MIN;
     }
-    size_t size = type_bytes(type);
-    float top = 0.0f;
-    for (uint64_t i = 0; i < n; i++) {
-        float f = fabsf(element_to_float(type, row + i * size));
-        if (f > top && f <= 3.4028235e38f)
-            top = f;
+    enum { AT_ONCE = 2048 }; /* a multiple of every block */
+    float top = 0.0f, values[AT_ONCE];
+    for (uint64_t at = 0; at < n; at += AT_ONCE) {
+        uint64_t count = n - at < AT_ONCE ? n - at : AT_ONCE;
+        row_to_floats(type, row + type_row_bytes(type, at), count, values);
+        for (uint64_t i = 0; i < count; i++) {
+            float f = fabsf(values[i]);
+            if (f > top && f <= 3.4028235e38f)
+                top = f;
+        }
     }
     return top > 0.0f ? ilogbf(top) : INT32_MIN;
 }
 
-/* fp16 products need rows whose values stay within its normal range. bf16 and f32 rows whose
- * largest magnitude is 2^15 or more, or below 2^-8 (small neighbours would become subnormal), get a
- * power of two. */
-static float row_scale(int32_t exponent)
+static bool in_range(int32_t exponent)
 {
-    if (exponent == INT32_MIN || (exponent < 15 && exponent >= -8))
+    return exponent < 15 && exponent >= -8;
+}
+
+/* fp16 products need rows whose values stay within its normal range. Rows of bf16 and of blocks
+ * whose largest magnitude is 2^15 or more, or below 2^-8 (small neighbours would become subnormal),
+ * get a power of two. */
+static float row_scale(ful_type type, const uint8_t *row, uint64_t n)
+{
+    if (type_is_blocks(type)) { /* mostly their scales say enough */
+        float bound = quant_row_bound(type, row, n);
+        if (bound > 0.0f && bound <= 3.4028235e38f && in_range(ilogbf(bound)))
+            return 1.0f;
+    }
+    int32_t exponent = row_exponent(type, row, n);
+    if (exponent == INT32_MIN || in_range(exponent))
         return 1.0f;
     int32_t up = 13 - exponent;
     return ldexpf(1.0f, up > 126 ? 126 : up);
 }
 
-/* Of a dense tensor or a part of one; rows of other parts keep 1. */
-static ful_result load_scales(loader *l, const source *sources, const char *name, gpu_tensor *t)
+/* Only if a row needs one. */
+static ful_result put_scales(loader *l, const float *scales, const char *name, gpu_tensor *t)
 {
-    uint64_t n = (uint64_t)t->experts * t->rows;
-    float *scales = mem_array(l->alloc, n, sizeof *scales);
-    if (!scales)
-        return mem_fail(n * sizeof *scales, "row scales");
+    uint64_t n = (uint64_t)t->experts * t->rows, bytes = n * sizeof *scales;
     bool needed = false;
-    for (uint64_t i = 0; i < n; i++) {
-        const tensor_info *part;
-        const uint8_t *row = source_row(&sources[i / t->rows], (uint32_t)(i % t->rows), &part);
-        scales[i] = part->type == t->type ? row_scale(row_exponent(part->type, row, t->cols)) : 1;
+    for (uint64_t i = 0; i < n; i++)
         needed |= scales[i] != 1.0f;
-    }
-    ful_result r = FUL_OK;
-    if (needed) {
-        r = gpu_buffer_create(l->model->device, n * sizeof *scales, GPU_MEMORY_DEVICE, name,
-                              &t->row_scale);
-        if (r == FUL_OK)
-            r = gpu_range_write(l->model->device, gpu_whole(&t->row_scale), 0, scales,
-                                n * sizeof *scales);
-    }
-    mem_free(l->alloc, scales);
-    return r;
+    if (!needed)
+        return FUL_OK;
+    TRY(gpu_buffer_create(l->model->device, bytes, GPU_MEMORY_DEVICE, name, &t->row_scale));
+    return gpu_range_write(l->model->device, gpu_whole(&t->row_scale), 0, scales, bytes);
 }
 
 /* Some rows of a window, laid out by whoever comes: one thread reads pages of a file and packs
@@ -120,6 +122,7 @@ typedef struct rows_job {
     const gpu_window *window;
     uint64_t first, count; /* of the window's rows */
     uint8_t *room;
+    float *scales;      /* [experts*rows], NULL: not wanted */
     atomic_ullong next; /* of these */
 } rows_job;
 
@@ -140,13 +143,16 @@ static void rows_work(void *ctx)
             const tensor_info *part;
             const uint8_t *data = source_row(&job->sources[expert], row, &part);
             convert_row(job->room + i * t->row_bytes, t->type, data, part->type, t->cols);
+            if (job->scales)
+                job->scales[(uint64_t)expert * t->rows + row] =
+                    row_scale(part->type, data, t->cols);
         }
     }
 }
 
 /* The rows of one window, in pieces that staging buffers hold. */
 static ful_result load_window(loader *l, const source *sources, const gpu_tensor *t,
-                              const gpu_window *window)
+                              const gpu_window *window, float *scales)
 {
     uint64_t most = gpu_upload_max(l->upload) / t->row_bytes;
     if (most == 0)
@@ -160,7 +166,7 @@ static ful_result load_window(loader *l, const source *sources, const gpu_tensor
         uint8_t *room;
         TRY(gpu_upload_room(l->upload, gpu_whole(&window->buffer), first * t->row_bytes,
                             n * t->row_bytes, (void **)&room));
-        rows_job job = {sources, t, window, first, n, room, 0};
+        rows_job job = {sources, t, window, first, n, room, scales, 0};
         team_run(l->team, rows_work, &job);
         first += n;
     }
@@ -172,11 +178,24 @@ static ful_result load_rows(loader *l, const source *sources, const char *name, 
 {
     for (uint32_t i = 0; i < t->part_count; i++)
         TRY(load_rows(l, sources, name, &t->parts[i]));
-    if (t->part_count == 0 && model_half(l->model) && t->type == FUL_TYPE_BF16)
-        TRY(load_scales(l, sources, name, t));
-    for (uint32_t w = 0; w < t->window_count; w++)
-        TRY(load_window(l, sources, t, &t->windows[w]));
-    return FUL_OK;
+    if (t->part_count > 0)
+        return FUL_OK;
+    float *scales = NULL;
+    if (model_half(l->model) && (t->type == FUL_TYPE_BF16 || type_is_blocks(t->type))) {
+        uint64_t n = (uint64_t)t->experts * t->rows;
+        scales = mem_array(l->alloc, n, sizeof *scales);
+        if (!scales)
+            return mem_fail(n * sizeof *scales, "row scales");
+        for (uint64_t i = 0; i < n; i++) /* rows of other parts keep it */
+            scales[i] = 1.0f;
+    }
+    ful_result r = FUL_OK;
+    for (uint32_t w = 0; w < t->window_count && r == FUL_OK; w++)
+        r = load_window(l, sources, t, &t->windows[w], scales);
+    if (r == FUL_OK && scales)
+        r = put_scales(l, scales, name, t);
+    mem_free(l->alloc, scales);
+    return r;
 }
 
 static ful_result load_role(loader *l, tensor_role role, uint32_t layer, bool wide,

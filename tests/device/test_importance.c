@@ -12,6 +12,7 @@
 #include "format/gguf_write.h"
 #include "model/imatrix.h"
 #include "session/importance.h"
+#include "util/checkpoint.h"
 #include "util/compare.h"
 #include "util/model_fixture.h"
 #include "util/scratch.h"

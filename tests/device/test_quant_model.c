@@ -124,8 +124,7 @@ typedef struct limits {
     double f32, f16; /* max|a - b| / max|b| in f32; sum (a - b)^2 / sum b^2 in f16 */
 } limits;
 
-static void compare(const char *model, quant_model_type_fn type, void *ctx, const char *name,
-                    limits most)
+static void compare(const char *model, const quant_model *as, const char *name, limits most)
 {
     char whole[512], blocks[512], decoded[512];
     snprintf(whole, sizeof whole, "%s", scratch_path("whole.gguf"));
@@ -135,8 +134,8 @@ static void compare(const char *model, quant_model_type_fn type, void *ctx, cons
     EXPECT_OK(ful_instance_create(&instance, NULL));
     EXPECT_OK(ful_model_convert(instance, model, whole, NULL, NULL, NULL));
     ful_instance_destroy(&instance);
-    quant_model_write(whole, blocks, type, ctx, false);
-    quant_model_write(whole, decoded, type, ctx, true);
+    quant_model_write(whole, blocks, as, false);
+    quant_model_write(whole, decoded, as, true);
     bool usable;
     rows want = run(decoded, false, &usable);
     for (int half = 0; half < 2; half++) {
@@ -179,7 +178,8 @@ static void test_mixes(void **state)
             const mix *in;
             void *out;
         } m = {.in = mix_find(names[i])};
-        compare(demo, mixed_type, m.out, names[i], (limits){1e-5, 1e-4});
+        compare(demo, &(quant_model){.type = mixed_type, .ctx = m.out}, names[i],
+                (limits){1e-5, 1e-4});
     }
 }
 
@@ -187,9 +187,35 @@ static void test_any(void **state)
 {
     (void)state;
     uint32_t step = 1;
-    compare(hybrid, any_type, &step, "hybrid, any types", (limits){1e-5, 1e-4});
+    const quant_model as = {.type = any_type, .ctx = &step};
+    compare(hybrid, &as, "hybrid, any types", (limits){1e-5, 1e-4});
     for (step = 1; step < (fixture_full() ? 14 : 2); step += 3)
-        compare(demo, any_type, &step, "demo, any types", (limits){1e-5, 1e-4});
+        compare(demo, &as, "demo, any types", (limits){1e-5, 1e-4});
+}
+
+static ful_type one_type(void *ctx, uint32_t index, const tensor_info *t)
+{
+    (void)index;
+    return t->n_dims < 2 ? FUL_TYPE_F32 : *(const ful_type *)ctx;
+}
+
+/* Weights beyond fp16: scales of blocks hold them, and so do fp16 tiles with a power of two a row.
+ * Gates are what a model bears such numbers in. */
+static void test_range(void **state)
+{
+    (void)state;
+    static const ful_type types[] = {FUL_TYPE_Q8_0, FUL_TYPE_Q4_K, FUL_TYPE_MXFP4};
+    model_fixture_shape = OP_SHAPE_WIDE; /* fp16 tiles, also on processors */
+    for (size_t i = 0; i < 3; i++) {
+        union {
+            const ful_type *in;
+            void *out;
+        } type = {.in = &types[i]};
+        const quant_model as = {
+            .type = one_type, .ctx = type.out, .loud = "attn_gate", .factor = 1048576.0f};
+        compare(demo, &as, ful_type_name(types[i]), (limits){1e-5, 1e-3});
+    }
+    model_fixture_shape = OP_SHAPE_AUTO;
 }
 
 static int begin(void **state)
@@ -212,6 +238,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mixes),
         cmocka_unit_test(test_any),
+        cmocka_unit_test(test_range),
     };
     return cmocka_run_group_tests(tests, begin, end);
 }

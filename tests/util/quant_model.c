@@ -6,10 +6,12 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
-static void copy_tensor(gguf_writer *w, const tensor_info *t, ful_type type, bool decoded)
+static void copy_tensor(gguf_writer *w, const tensor_info *t, ful_type type, float factor,
+                        bool decoded)
 {
     uint64_t cols = t->dims[t->n_dims - 1], rows = 1;
     for (uint32_t d = 0; d + 1 < t->n_dims; d++)
@@ -19,6 +21,8 @@ static void copy_tensor(gguf_writer *w, const tensor_info *t, ful_type type, boo
     uint8_t *coded = malloc(bytes);
     for (uint64_t r = 0; r < rows; r++) {
         row_to_floats(t->type, t->data + r * in_bytes, cols, values);
+        for (uint64_t i = 0; i < cols; i++)
+            values[i] *= factor;
         row_from_floats(type, values, cols, NULL, coded);
         if (decoded)
             row_to_floats(type, coded, cols, values);
@@ -29,8 +33,7 @@ static void copy_tensor(gguf_writer *w, const tensor_info *t, ful_type type, boo
     free(coded);
 }
 
-void quant_model_write(const char *from, const char *to, quant_model_type_fn type, void *ctx,
-                       bool decoded)
+void quant_model_write(const char *from, const char *to, const quant_model *model, bool decoded)
 {
     tensor_file *file;
     gguf_writer *w;
@@ -42,12 +45,14 @@ void quant_model_write(const char *from, const char *to, quant_model_type_fn typ
         gguf_put_value(w, gguf_keys_at(keys, i));
     for (uint32_t i = 0; i < tensor_file_count(file); i++) {
         const tensor_info *t = tensor_file_at(file, i);
-        gguf_put_tensor(w, t->name, decoded ? FUL_TYPE_F32 : type(ctx, i, t), t->dims, t->n_dims);
+        gguf_put_tensor(w, t->name, decoded ? FUL_TYPE_F32 : model->type(model->ctx, i, t), t->dims,
+                        t->n_dims);
     }
     EXPECT_OK(gguf_write_head(w));
     for (uint32_t i = 0; i < tensor_file_count(file); i++) {
         const tensor_info *t = tensor_file_at(file, i);
-        copy_tensor(w, t, type(ctx, i, t), decoded);
+        bool loud = model->loud && strstr(t->name, model->loud);
+        copy_tensor(w, t, model->type(model->ctx, i, t), loud ? model->factor : 1.0f, decoded);
     }
     EXPECT_OK(gguf_writer_finish(&w));
     tensor_file_close(&file);
