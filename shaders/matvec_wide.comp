@@ -15,7 +15,8 @@
 // workgroup covers WG / LANES * COLS weight rows. Reduced over k: eight at a time, then in order; then
 // over the lanes (inc/lanesum.glsl). STAGED: the workgroup first puts x * g into shared memory. TILED
 // (several rows of f32): x passes through shared memory in tiles of 8 LANES columns, because rows that long
-// do not stay in a first-level cache that weights stream through.
+// do not stay in a first-level cache that weights stream through; of blocks a lane then takes eight columns
+// at a time, too, whose codes become weights once for all rows.
 // ACT 0: none. 1: SiLU below column `split`, sigmoid from there on. 2: weight rows 2i, 2i+1 give
 // out[r][i] = SiLU(even) * odd. A row of x whose sum of squares is not finite becomes NaN.
 #version 450
@@ -274,6 +275,21 @@ const uint TILE_LOADS = (TILE_QUADS + WG - 1u) / WG;
 shared vec4 tiles[2u * TILE_QUADS];
 vec4 coming[TILE_LOADS];
 
+#if defined(WEIGHT_BLOCKS)
+block_eight eights[COLS];
+
+void tile_weights(uint k)
+{
+    [[unroll]] for (uint c = 0u; c < COLS; c++)
+        eights[c] = blocks8_load(base[c], k);
+}
+#else
+void tile_weights(uint k)
+{
+    rows_load(0u, k, 1u, p.cols / 8u);
+}
+#endif
+
 // Quad i of the tile whose first chunk is k0: neighbours load neighbouring words.
 void tile_load(uint k0, uint t)
 {
@@ -300,23 +316,32 @@ void tiles_dot(uint lane, uint t)
 {
     uint chunks = p.cols / 8u;
     tile_load(0u, t);
-    rows_load(0u, min(lane, chunks - 1u), 1u, chunks);
+    tile_weights(min(lane, chunks - 1u));
     tile_store(0u, t);
     barrier();
     uint now = 0u;
     for (uint k0 = 0u; k0 < chunks; k0 += LANES) {
+#if defined(WEIGHT_BLOCKS)
+        vec4 u[COLS];
+        vec4 v[COLS];
+        [[unroll]] for (uint c = 0u; c < COLS; c++)
+            blocks8_weights(eights[c], min(k0 + lane, chunks - 1u), u[c], v[c]);
+#else
         uvec4 here[STEP_WORDS];
         [[unroll]] for (uint i = 0u; i < STEP_WORDS; i++)
             here[i] = words[i];
+#endif
         // The next tile is loaded while this one is used. Behind the end the last chunk is read again.
         uint k = min(k0 + LANES + lane, chunks - 1u);
-        rows_load(0u, k, 1u, chunks);
+        tile_weights(k);
         tile_load(k0 + LANES, t);
         [[unroll]] for (uint r = 0u; r < ROWS; r++) {
             vec4 low = tiles[now * TILE_QUADS + 2u * r * LANES + lane];
             vec4 high = tiles[now * TILE_QUADS + (2u * r + 1u) * LANES + lane];
             [[unroll]] for (uint c = 0u; c < COLS; c++) {
-#ifdef WEIGHT_F32
+#if defined(WEIGHT_BLOCKS)
+                acc[r * COLS + c] += dot(u[c], low) + dot(v[c], high);
+#elif defined(WEIGHT_F32)
                 acc[r * COLS + c] += dot(unpack_weights4(here[2u * c]), low) +
                                      dot(unpack_weights4(here[2u * c + 1u]), high);
 #else

@@ -107,8 +107,10 @@ matvec_spread matvec_spread_choose(const op_context *ctx, bool subgroups, ful_ty
         s.group = 1;
     /* As many weight rows a line as leave enough lines, so that x is read less often. */
     s.cols = s.subgroup && !op_few_registers(ctx->device) ? 4 : 2;
-    if (type_is_blocks(type) && held > 2)
-        s.cols = 2; /* groups of 32 weights, their values and x need registers, too */
+    /* Groups of 32 weights, their values and x need registers, too. */
+    if (type_is_blocks(type) &&
+        (held > 2 || (op_small_device(ctx->device) && caps->subgroup_max > 64)))
+        s.cols = 2;
     while (s.cols > (pairs ? 2u : 1u) && (uint64_t)weight_rows / s.cols * s.lanes < invocations)
         s.cols /= 2;
     /* Too few lines: longer ones. */
@@ -167,9 +169,11 @@ static bool stage(const op_context *ctx, ful_type type, uint32_t cols, matvec_sp
 
 /* Several rows of x pass through shared memory, two tiles of them at a time. The next loads are
  * then under way beside all sums. */
-static bool tile(const op_context *ctx, uint32_t held, matvec_spread *s)
+static bool tile(const op_context *ctx, const gpu_tensor *w, uint32_t held, matvec_spread *s)
 {
     const ful_caps *caps = device_caps(ctx->device);
+    uint32_t invocations =
+        tuned_or(device_tuning(ctx->device).matvec_invocations, LINE_INVOCATIONS);
     uint32_t wg = least(256, 16 * s->group);
     uint64_t bytes = 2 * 16 * (uint64_t)held * 2 * s->group;
     if (held < 2 || op_few_registers(ctx->device) || !s->subgroup || s->lanes != s->group ||
@@ -178,6 +182,9 @@ static bool tile(const op_context *ctx, uint32_t held, matvec_spread *s)
         return false;
     s->wg = wg;
     s->unroll = 1;
+    /* Blocks are taken eight columns at a time here: as many weight rows as of other types. */
+    if (s->cols == 2 && (uint64_t)w->rows / 4 * s->lanes >= invocations)
+        s->cols = 4;
     if (held > 4 && few_registers(ctx, s))
         s->cols = least(s->cols, 2);
     return true;
@@ -195,8 +202,9 @@ static void plan_wide(const op_context *ctx, const op_matmul_args *args, matvec_
     bool blocks = type_is_blocks(args->w->type);
     bool staged =
         (norm != NULL || blocks) && held == 1 && stage(ctx, args->w->type, args->w->cols, &s);
-    bool tiled = norm == NULL && !args->x.half && !blocks &&
-                 gpu_family_usable(ctx->device, "matvec_rows_subgroup") && tile(ctx, held, &s);
+    bool tiled = norm == NULL && !args->x.half &&
+                 gpu_family_usable(ctx->device, "matvec_rows_subgroup") &&
+                 tile(ctx, args->w, held, &s);
     plan->module = op_module_name(tiled ? "matvec_rows_subgroup" : names[norm != NULL][s.subgroup],
                                   args->w->type);
     plan->group_rows = held;
@@ -245,6 +253,11 @@ bool op_matmul_norm_usable(const op_context *ctx, uint32_t rows, uint32_t cols,
 {
     const ful_caps *caps = device_caps(ctx->device);
     uint64_t widest = 4 * (uint64_t)rows * (gate_stride > cols ? gate_stride : cols);
+    /* Compilers for phones load all that a group of 32 columns of blocks meets at once, which
+     * spills unless the row passes through shared memory. */
+    if (op_small_device(ctx->device) && caps->subgroup_max > 64 &&
+        (rows > 1 || 4 * (uint64_t)cols + 4096 > caps->shared_bytes))
+        return false;
     return op_wide(ctx) && rows <= held_most(ctx) && cols % 8 == 0 && gate_stride % 8 == 0 &&
            caps->storage_buffers >= 6 && widest <= caps->storage_range_bytes &&
            (gpu_family_usable(ctx->device, "matvec_norm") ||
