@@ -347,7 +347,8 @@ static void test_wrong_files(void **state)
         EXPECT_OK(ful_importance_get(m, FUL_MATRIX_ROUTER, 0, 0, &squares, &columns, &rows));
         assert_int_equal(rows, 0);
     }
-    EXPECT_OK(ful_importance_read(m, wrong_file(&(wrong){"imatrix", router, 1, 96, 2, 7, false, {""}})));
+    EXPECT_OK(
+        ful_importance_read(m, wrong_file(&(wrong){"imatrix", router, 1, 96, 2, 7, false, {""}})));
     EXPECT_OK(ful_importance_get(m, FUL_MATRIX_ROUTER, 0, 0, &squares, &columns, &rows));
     assert_int_equal(rows, 7);
     assert_true(squares[3] == 2.0 && squares[4] == 1.0);
