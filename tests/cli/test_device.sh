@@ -275,7 +275,36 @@ run perplexity "$demo" "$scratch/text" --kl "$scratch/cut"
 expect_error "logits cut off" 1 "$scratch/cut" "cut off"
 run perplexity "$demo" "$scratch/text" --kl "$scratch/text"
 expect_error "no logits" 1 "$scratch/text" "--save-logits"
-expect_same "no part is left" "$(ls "$scratch" | grep -c part)" 0
+expect_same "no part is left" "$(find "$scratch" -name '*.part' | wc -l | tr -d ' ')" 0
+
+# ---- imatrix ----
+run imatrix "$demo" "$scratch/valid" --out "$scratch/whole.gguf" --window 128
+expect_code "imatrix" 0
+windows=$(sed -n 's/.* in \([0-9]*\) windows.*/\1/p' "$out")
+expect_number "imatrix says what it read" "$windows" ">" 4
+run imatrix "$demo" "$scratch/valid" --out "$scratch/first.gguf" --window 128 --windows 3
+expect_text "imatrix ends after as many windows as asked for" "$out" "in 3 windows of at most 128"
+run imatrix "$demo" "$scratch/text" --out "$scratch/both.gguf" --in "$scratch/first.gguf"
+expect_code "imatrix adds to a file" 0
+expect_text "imatrix says to what it adds" "$out" "1 windows" "added to $scratch/first.gguf"
+run quantize "$demo" "$scratch/weighted.gguf" --type q4_0 --pure --imatrix "$scratch/both.gguf"
+expect_text "an importance matrix reaches every tensor of blocks but the embedding" "$out" "50 of 51 tensors of blocks weighted"
+run quantize "$demo" "$scratch/plain.gguf" --type q4_0 --pure
+cmp -s "$scratch/weighted.gguf" "$scratch/plain.gguf"
+expect_same "importance changes what is chosen" $? 1
+run perplexity "$demo" "$scratch/valid" --save-logits "$scratch/whole.logits"
+run perplexity "$scratch/weighted.gguf" "$scratch/valid" --kl "$scratch/whole.logits" --json
+expect_number "weighted q4_0 stays near the model" "$("$JSON_GET" kl <"$out")" "<" 0.3
+run imatrix "$demo" "$scratch/text" --out "$scratch/both.gguf"
+expect_error "imatrix does not overwrite" 1 "$scratch/both.gguf" "not overwritten"
+run imatrix "$demo" "$scratch/text" --out "$scratch/x.gguf" --in "$scratch/plain.gguf"
+expect_error "imatrix adds to no model" 1 "$scratch/plain.gguf" "no importance matrix"
+run imatrix "$demo" "$scratch/text" --out "$scratch/x.gguf" --precision f16 --device cpu
+expect_error "imatrix in f16" 1 "f16"
+run imatrix "$demo" "$scratch/text"
+expect_error "imatrix without a target" 2 "usage: fulgur imatrix"
+expect_same "no file is left" "$(find "$scratch" -name 'x.gguf*' | wc -l | tr -d ' ')" 0
+rm -f "$scratch/whole.logits" "$scratch"/*.gguf
 
 # ---- logits ----
 logits() { # NAME IDS [OPTION...]

@@ -13,13 +13,14 @@ options_tokenize="--prompt --file --added --decode --count --json --help"
 options_perplexity="--window --mark --no-bos --save-logits --kl --device --json --help"
 options_convert="--type --help"
 options_quantize="--type --pure --imatrix --threads --verbose --help"
+options_imatrix="--out --in --window --windows --mark --no-bos --device --help"
 options_logits="--tokens --prefill --out --decay --device --help"
 
 run --help
 expect_code "help" 0
 expect_text "help lists the commands" "$out" "  run " "  chat " "  devices " "  inspect " \
-    "  tokenize " "  perplexity " "  logits " "  convert " "  quantize "
-for command in run chat devices inspect tokenize perplexity logits convert quantize; do
+    "  tokenize " "  perplexity " "  logits " "  convert " "  quantize " "  imatrix "
+for command in run chat devices inspect tokenize perplexity logits convert quantize imatrix; do
     run "$command" --help
     expect_code "$command --help" 0
     name=options_$command
@@ -38,7 +39,7 @@ run dance
 expect_error "unknown command" 2 "'dance'" "usage: fulgur COMMAND"
 run --version
 expect_text "version" "$out" "fulgur "
-for command in run chat inspect tokenize perplexity logits convert quantize; do
+for command in run chat inspect tokenize perplexity logits convert quantize imatrix; do
     run "$command"
     expect_error "$command without a model" 2 "usage: fulgur $command MODEL"
 done
@@ -375,7 +376,7 @@ while IFS= read -r line; do
     expect_text "README: fulgur ${line%% *} is a command" "$out" "usage: fulgur ${words[0]} "
     count=$((count + 1))
 done < <(grep '^\$ build/fulgur ' "$readme")
-expect_same "README shows every command" "$count" 19
+expect_same "README shows every command" "$count" 21
 story=$(sed -n '/^exec .*fulgur" run /,$p' "$SOURCE_DIR/tools/story" | tr '\\\n' '  ' | grep -oE -- '--[a-z-]+ [0-9.]+' | tr '\n' ' ')
 # shellcheck disable=SC2086
 run run "$demo" -p x $story --help
