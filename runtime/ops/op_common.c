@@ -1,5 +1,5 @@
-#include "base/types.h"
 #include "ops/op_common.h"
+#include "base/types.h"
 
 #include <assert.h>
 #include <stdio.h>

@@ -51,7 +51,8 @@ void fixture_read(device_fixture *f, const test_buffer *b, void *out);
 void fixture_free(device_fixture *f, test_buffer *b);
 
 /* A weight tensor from floats [experts][rows][cols], stored as `type`; `exact`, if not NULL,
- * receives the values as stored: of blocks random ones about as large. Sets row_scale where a row leaves fp16's range. */
+ * receives the values as stored: of blocks random ones about as large. Sets row_scale where a row
+ * leaves fp16's range. */
 gpu_tensor fixture_tensor(device_fixture *f, ful_type type, uint32_t experts, uint32_t rows,
                           uint32_t cols, const float *values, float *exact);
 void fixture_tensor_free(device_fixture *f, gpu_tensor *t);
