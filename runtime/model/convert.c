@@ -1,6 +1,7 @@
 /* Models to GGUF files, tensor by tensor: copied, or coded by all threads. */
 #include "model/convert.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/file_os.h"
@@ -100,14 +101,17 @@ static ful_result importance_join(converter *v, const imatrix *im)
         tensor_shape(v->config, e->role, &rows, &cols);
         tensor_gguf_name(e->role, e->layer, name, sizeof name);
         blocks++;
-        if (imatrix_find(im, name, cols, convert_matrices(v, e->role), &e->importance))
+        const uint64_t matrices = convert_matrices(v, e->role);
+        if (imatrix_find(im, name, cols, matrices, &e->importance))
             found++;
-        else
-            e->importance = NULL;
+        else if (e->importance)
+            return fail(FUL_ERR_FORMAT,
+                        "%s: importance of %s is not of %" PRIu64 " matrices of %" PRIu64
+                        " columns, which the model has",
+                        v->params.importance_path, name, matrices, cols);
     }
     if (blocks > 0 && found == 0)
-        return fail(FUL_ERR_FORMAT,
-                    "%s: has none of the %u tensors that become blocks, or not of their columns",
+        return fail(FUL_ERR_FORMAT, "%s: has none of the %u tensors that become blocks",
                     v->params.importance_path, blocks);
     return FUL_OK;
 }

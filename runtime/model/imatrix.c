@@ -50,6 +50,9 @@ static ful_result entry_read(imatrix *im, const tensor_info *sums)
     memcpy(e->values, sums->data, (size_t)sums->bytes);
     for (uint64_t m = 0; m < e->matrices; m++) {
         const float count = element_to_float(FUL_TYPE_F32, counts->data + 4 * m);
+        if (!(count >= 0 && isfinite(count)))
+            return fail(FUL_ERR_FORMAT, "%s: tensor %s: %g at index %llu is no count of rows",
+                        counts->path, counts->name, (double)count, (unsigned long long)m);
         for (uint64_t i = m * e->cols; i < (m + 1) * e->cols; i++) {
             const float mean = count > 0 ? e->values[i] / count : 0;
             if (!isfinite(e->values[i]) || !isfinite(mean) || mean < 0)
@@ -110,6 +113,7 @@ bool imatrix_find(const imatrix *im, const char *name, uint64_t cols, uint64_t m
                   const float **values)
 {
     char full[NAME_BYTES];
+    *values = NULL;
     snprintf(full, sizeof full, "%s" SUMS, name);
     for (uint32_t i = 0; i < im->count; i++) {
         const imatrix_entry *e = &im->entries[i];

@@ -373,6 +373,15 @@ static void importance_weighs(void **state)
                           NULL),
         FUL_ERR_FORMAT);
     expect_error_words(strrchr(im, '/') + 1, "none", NULL);
+    /* Of another model with the same names: other columns. */
+    fresh(im);
+    importance_write(HYBRID, im, "");
+    assert_int_equal(
+        ful_model_convert(instance, EXPERTS, plain,
+                          ful_convert_params(.type = FUL_TYPE_Q4_0, .importance_path = im), NULL,
+                          NULL),
+        FUL_ERR_FORMAT);
+    expect_error_words(strrchr(im, '/') + 1, "token_embd.weight", "64 columns", NULL);
     assert_int_equal(ful_model_convert(instance, EXPERTS, plain,
                                        ful_convert_params(.type = FUL_TYPE_Q4_0,
                                                           .importance_path = "/nowhere/im.gguf"),
