@@ -225,7 +225,9 @@ static void seed_importance(void)
     image_key_u32(&made, "imatrix.chunk_size", 512);
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++)
         tensor_put(&made, tensors[i].name, tensors[i].n_dims, tensors[i].ne, 0, &offset);
-    image_data(&made, 32, (size_t)offset);
+    image_data(&made, 32, 0);
+    for (uint64_t i = 0; i < offset / 4; i++)
+        image_u32(&made, 0x3f800000u); /* 1: any other number might be no count */
     seed_add(&made, FUZZ_GGUF, FUZZ_OPENED | FUZZ_IMPORTANCE);
 }
 
