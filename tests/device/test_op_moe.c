@@ -803,6 +803,9 @@ static void test_blocks(void **state)
         fixture_open(&f, fixture_masks[m]);
         for (uint32_t j = 0; j <= FUL_TYPE_MXFP4 - FUL_TYPE_Q8_0; j++) {
             ful_type type = (ful_type)(FUL_TYPE_Q8_0 + j);
+            uint32_t most = fixture_full() ? 8 : m == 0 ? 2 : 1;
+            if (m != 0 && (j + m) % 2 != 0 && !fixture_full())
+                continue; /* drivers compile pipelines for each */
             /* Shapes of whole blocks only; some in turn, two at the quick level. */
             uint32_t begin = ref_blocks_elements(type) == 256 ? 4 : 0, taken = 0;
             for (uint32_t i = (j * 5 + m) % ALL, n = 0; n < ALL; n++, i = (i + 11) % ALL) {
@@ -812,8 +815,7 @@ static void test_blocks(void **state)
                              .half = i / SHAPES / 2 != 0,
                              .n_rows = s->rows > 8 ? s->rows - 3 : 0,
                              .routing = (routing)(i % ROUTING_COUNT)};
-                if (i % SHAPES < begin || (v.half && !op_half_usable(f.device)) ||
-                    taken == (fixture_full() ? 8u : 2u))
+                if (i % SHAPES < begin || (v.half && !op_half_usable(f.device)) || taken == most)
                     continue;
                 taken++;
                 check_case(&f, s, &v, 100 * i + (uint32_t)type);
