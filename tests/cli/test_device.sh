@@ -278,11 +278,8 @@ expect_error "no logits" 1 "$scratch/text" "--save-logits"
 expect_same "no part is left" "$(find "$scratch" -name '*.part' | wc -l | tr -d ' ')" 0
 
 # ---- imatrix ----
-run imatrix "$demo" "$scratch/valid" --out "$scratch/whole.gguf" --window 128
-expect_code "imatrix" 0
-windows=$(sed -n 's/.* in \([0-9]*\) windows.*/\1/p' "$out")
-expect_number "imatrix says what it read" "$windows" ">" 4
 run imatrix "$demo" "$scratch/valid" --out "$scratch/first.gguf" --window 128 --windows 3
+expect_code "imatrix" 0
 expect_text "imatrix ends after as many windows as asked for" "$out" "in 3 windows of at most 128"
 run imatrix "$demo" "$scratch/text" --out "$scratch/both.gguf" --in "$scratch/first.gguf"
 expect_code "imatrix adds to a file" 0
@@ -292,8 +289,7 @@ expect_text "an importance matrix reaches every tensor of blocks but the embeddi
 run quantize "$demo" "$scratch/plain.gguf" --type q4_0 --pure
 cmp -s "$scratch/weighted.gguf" "$scratch/plain.gguf"
 expect_same "importance changes what is chosen" $? 1
-run perplexity "$demo" "$scratch/valid" --save-logits "$scratch/whole.logits"
-run perplexity "$scratch/weighted.gguf" "$scratch/valid" --kl "$scratch/whole.logits" --json
+run perplexity "$scratch/weighted.gguf" "$scratch/text" --kl "$scratch/kept" --json
 expect_number "weighted q4_0 stays near the model" "$("$JSON_GET" kl <"$out")" "<" 0.3
 run imatrix "$demo" "$scratch/text" --out "$scratch/both.gguf"
 expect_error "imatrix does not overwrite" 1 "$scratch/both.gguf" "not overwritten"
@@ -304,7 +300,7 @@ expect_error "imatrix in f16" 1 "f16"
 run imatrix "$demo" "$scratch/text"
 expect_error "imatrix without a target" 2 "usage: fulgur imatrix"
 expect_same "no file is left" "$(find "$scratch" -name 'x.gguf*' | wc -l | tr -d ' ')" 0
-rm -f "$scratch/whole.logits" "$scratch"/*.gguf
+rm -f "$scratch"/*.gguf
 
 # ---- logits ----
 logits() { # NAME IDS [OPTION...]

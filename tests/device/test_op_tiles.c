@@ -389,10 +389,15 @@ static void test_extremes(void **state)
     for_each_mask(extremes);
 }
 
-/* Every type of blocks: with and without a ragged end, scales of rows, to blocks, in parts. */
+/* Every type of blocks: with and without a ragged end, scales of rows, to blocks, in parts. At the
+ * quick level one of these each, under masks two of the types: drivers compile a pipeline for each.
+ */
 static void quantised(device_fixture *f)
 {
+    size_t length = strlen(f->caps);
     for (ful_type type = FUL_TYPE_Q8_0; type <= FUL_TYPE_MXFP4; type++) {
+        if (!fixture_full() && length > 0 && length % 6 != (size_t)type % 6)
+            continue;
         uint32_t n = ref_blocks_elements(type);
         for (uint32_t i = 0; i < 4; i++) {
             tile_case c = {.type = type,
@@ -403,7 +408,7 @@ static void quantised(device_fixture *f)
                            .weights = i == 1 ? 128 : 150,
                            .block = i == 1 ? 64 : 0,
                            .w_spread = i == 2 ? 1e3 : 1.0};
-            if (!fixture_full() && (i + (uint32_t)type) % 2 != 0)
+            if (!fixture_full() && i != (uint32_t)type % 4)
                 continue;
             if (i == 3) {
                 c.split = true;
