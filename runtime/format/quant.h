@@ -37,6 +37,10 @@ uint64_t quant_find_unfit(ful_type type, const float *row, uint64_t cols);
 /* ---- of any type: floats, too ---- */
 
 void row_to_floats(ful_type type, const void *file_row, uint64_t cols, float *out);
+/* The power of two that brings a row into fp16's normal range when multiplied: 1 unless its largest
+ * finite magnitude is 2^15 or more, or below 2^-8 (small neighbours would become subnormal); of
+ * blocks, the bound on it, if that is within these limits. */
+float row_half_scale(ful_type type, const void *file_row, uint64_t cols);
 void row_from_floats(ful_type type, const float *row, uint64_t cols, const float *importance,
                      void *file_row);
 

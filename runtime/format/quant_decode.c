@@ -1,4 +1,5 @@
 /* What blocks stand for. */
+#include <math.h>
 #include <string.h>
 
 #include "format/quant_block.h"
@@ -158,4 +159,51 @@ void row_to_floats(ful_type type, const void *file_row, uint64_t cols, float *ou
     default:
         quant_decode(type, file_row, cols, out);
     }
+}
+
+/* Largest magnitude of a row, as the exponent of its power of two; INT32_MIN for a row of zeros. */
+static int32_t row_exponent(ful_type type, const uint8_t *row, uint64_t n)
+{
+    if (type == FUL_TYPE_BF16) { /* the usual case, in a loop that vectorises */
+        uint16_t most = 0;
+        for (uint64_t i = 0; i < n; i++) {
+            uint16_t bits;
+            memcpy(&bits, row + 2 * i, 2);
+            bits = (uint16_t)(bits & 0x7fffu);
+            most = bits > most && bits < 0x7f80u ? bits : most;
+        }
+        return most ? (int32_t)(most >> 7) - 127 : INT32_MIN;
+    }
+    enum { AT_ONCE = 2048 }; /* a multiple of every block */
+    float top = 0.0f, values[AT_ONCE];
+    for (uint64_t at = 0; at < n; at += AT_ONCE) {
+        uint64_t count = n - at < AT_ONCE ? n - at : AT_ONCE;
+        row_to_floats(type, row + type_row_bytes(type, at), count, values);
+        for (uint64_t i = 0; i < count; i++) {
+            float f = fabsf(values[i]);
+            if (f > top && f <= 3.4028235e38f)
+                top = f;
+        }
+    }
+    return top > 0.0f ? ilogbf(top) : INT32_MIN;
+}
+
+static bool in_range(int32_t exponent)
+{
+    return exponent < 15 && exponent >= -8;
+}
+
+float row_half_scale(ful_type type, const void *file_row, uint64_t n)
+{
+    const uint8_t *row = file_row;
+    if (type_is_blocks(type)) { /* mostly their scales say enough */
+        float bound = quant_row_bound(type, row, n);
+        if (bound > 0.0f && bound <= 3.4028235e38f && in_range(ilogbf(bound)))
+            return 1.0f;
+    }
+    int32_t exponent = row_exponent(type, row, n);
+    if (exponent == INT32_MIN || in_range(exponent))
+        return 1.0f;
+    int32_t up = 13 - exponent;
+    return ldexpf(1.0f, up > 126 ? 126 : up);
 }

@@ -4,7 +4,6 @@
 #include "model/weights.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -52,55 +51,6 @@ static const uint8_t *source_row(const source *s, uint32_t row, const tensor_inf
     return (*part)->data + row * type_row_bytes((*part)->type, (*part)->dims[1]);
 }
 
-/* Largest magnitude of a row, as the exponent of its power of two; INT32_MIN for a row of zeros. */
-static int32_t row_exponent(ful_type type, const uint8_t *row, uint64_t n)
-{
-    if (type == FUL_TYPE_BF16) { /* the usual case, in a loop that vectorises */
-        uint16_t most = 0;
-        for (uint64_t i = 0; i < n; i++) {
-            uint16_t bits;
-            memcpy(&bits, row + 2 * i, 2);
-            bits = (uint16_t)(bits & 0x7fffu);
-            most = bits > most && bits < 0x7f80u ? bits : most;
-        }
-        return most ? (int32_t)(most >> 7) - 127 : INT32_MIN;
-    }
-    enum { AT_ONCE = 2048 }; /* a multiple of every block */
-    float top = 0.0f, values[AT_ONCE];
-    for (uint64_t at = 0; at < n; at += AT_ONCE) {
-        uint64_t count = n - at < AT_ONCE ? n - at : AT_ONCE;
-        row_to_floats(type, row + type_row_bytes(type, at), count, values);
-        for (uint64_t i = 0; i < count; i++) {
-            float f = fabsf(values[i]);
-            if (f > top && f <= 3.4028235e38f)
-                top = f;
-        }
-    }
-    return top > 0.0f ? ilogbf(top) : INT32_MIN;
-}
-
-static bool in_range(int32_t exponent)
-{
-    return exponent < 15 && exponent >= -8;
-}
-
-/* fp16 products need rows whose values stay within its normal range. Rows of bf16 and of blocks
- * whose largest magnitude is 2^15 or more, or below 2^-8 (small neighbours would become subnormal),
- * get a power of two. */
-static float row_scale(ful_type type, const uint8_t *row, uint64_t n)
-{
-    if (type_is_blocks(type)) { /* mostly their scales say enough */
-        float bound = quant_row_bound(type, row, n);
-        if (bound > 0.0f && bound <= 3.4028235e38f && in_range(ilogbf(bound)))
-            return 1.0f;
-    }
-    int32_t exponent = row_exponent(type, row, n);
-    if (exponent == INT32_MIN || in_range(exponent))
-        return 1.0f;
-    int32_t up = 13 - exponent;
-    return ldexpf(1.0f, up > 126 ? 126 : up);
-}
-
 /* Only if a row needs one. */
 static ful_result put_scales(loader *l, const float *scales, const char *name, gpu_tensor *t)
 {
@@ -145,7 +95,7 @@ static void rows_work(void *ctx)
             convert_row(job->room + i * t->row_bytes, t->type, data, part->type, t->cols);
             if (job->scales)
                 job->scales[(uint64_t)expert * t->rows + row] =
-                    row_scale(part->type, data, t->cols);
+                    row_half_scale(part->type, data, t->cols);
         }
     }
 }

@@ -151,55 +151,18 @@ void ful_tensor_destroy(ful_tensor **tensor)
     *tensor = NULL;
 }
 
-/* The power of two that keeps a row's values within fp16's normal range: 1 unless its largest
- * finite magnitude is 2^15 or more, or below 2^-8. */
-static float row_multiplier(ful_type type, const uint8_t *row, uint32_t cols)
-{
-    uint32_t largest = 0;
-    for (uint32_t i = 0; i < cols; i++) {
-        uint32_t bits;
-        if (type == FUL_TYPE_F32) {
-            memcpy(&bits, row + 4 * (size_t)i, 4);
-        } else {
-            uint16_t h;
-            memcpy(&h, row + 2 * (size_t)i, 2);
-            bits = (uint32_t)h << 16;
-        }
-        bits &= 0x7fffffffu;
-        if (bits > largest && bits < 0x7f800000u)
-            largest = bits;
-    }
-    int exponent = (int)(largest >> 23) - 127;
-    if (largest == 0 || (exponent < 15 && exponent >= -8))
-        return 1.0f;
-    int up = 13 - exponent;
-    return ldexpf(1.0f, up > 126 ? 126 : up);
-}
-
 /* Blocks reach beyond fp16 as bf16 does: 127 times an fp16 scale, or mxfp4's powers of two. */
 static ful_result write_scales(ful_tensor *t, uint32_t expert, uint32_t row0, uint32_t row_count,
                                const uint8_t *data, uint64_t packed_bytes)
 {
     const ful_alloc *a = device_alloc(t->device);
     ful_type type = t->gpu.type;
-    float *scales = mem_array(a, row_count, sizeof *scales), *decoded = NULL;
+    float *scales = mem_array(a, row_count, sizeof *scales);
     if (scales == NULL)
         return mem_fail(row_count * sizeof *scales, "row scales");
-    if (type_is_blocks(type)) {
-        decoded = mem_array(a, t->gpu.cols, sizeof *decoded);
-        if (decoded == NULL) {
-            mem_free(a, scales);
-            return mem_fail(t->gpu.cols * sizeof *decoded, "a decoded row");
-        }
-    }
     bool needed = t->gpu.row_scale.vk != VK_NULL_HANDLE;
     for (uint32_t i = 0; i < row_count; i++) {
-        const uint8_t *row = data + i * packed_bytes;
-        if (decoded != NULL)
-            quant_decode(type, row, t->gpu.cols, decoded);
-        scales[i] = decoded != NULL
-                        ? row_multiplier(FUL_TYPE_F32, (const uint8_t *)decoded, t->gpu.cols)
-                        : row_multiplier(type, row, t->gpu.cols);
+        scales[i] = row_half_scale(type, data + i * packed_bytes, t->gpu.cols);
         needed = needed || scales[i] != 1.0f;
     }
     ful_result r = FUL_OK;
@@ -213,7 +176,6 @@ static ful_result write_scales(ful_tensor *t, uint32_t expert, uint32_t row0, ui
         r = gpu_range_write(t->device, gpu_whole(&t->gpu.row_scale),
                             sizeof(float) * ((uint64_t)expert * t->gpu.rows + row0), scales,
                             sizeof(float) * (uint64_t)row_count);
-    mem_free(a, decoded);
     mem_free(a, scales);
     return r;
 }

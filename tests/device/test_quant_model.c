@@ -179,7 +179,7 @@ static void test_mixes(void **state)
             void *out;
         } m = {.in = mix_find(names[i])};
         compare(demo, &(quant_model){.type = mixed_type, .ctx = m.out}, names[i],
-                (limits){1e-5, 1e-4});
+                (limits){1e-5, 1e-5});
     }
 }
 
@@ -188,10 +188,10 @@ static void test_any(void **state)
     (void)state;
     uint32_t step = 1;
     const quant_model as = {.type = any_type, .ctx = &step};
-    compare(hybrid, &as, "hybrid, any types", (limits){1e-5, 1e-4});
+    compare(hybrid, &as, "hybrid, any types", (limits){1e-5, 1e-5});
     /* Drivers compile half a minute for each of these. */
     for (step = 1; step < 14 && fixture_full(); step += 3)
-        compare(demo, &as, "demo, any types", (limits){1e-5, 1e-4});
+        compare(demo, &as, "demo, any types", (limits){1e-5, 1e-5});
 }
 
 static ful_type one_type(void *ctx, uint32_t index, const tensor_info *t)

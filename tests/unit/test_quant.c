@@ -475,6 +475,40 @@ static void what_fits_comes_back(void **state)
     }
 }
 
+static void bounds_hold(void **state)
+{
+    (void)state;
+    rng r = rng_seed(12);
+    enum { BOUND_COLS = 512 };
+    static float x[BOUND_COLS], back[BOUND_COLS];
+    static uint8_t row[4 * BOUND_COLS];
+    for (ful_type type = FUL_TYPE_Q8_0; type <= FUL_TYPE_MXFP4; type++)
+        for (int i = 0; i < 12; i++) {
+            const double size = ldexp(1.0, i - 6);
+            rng_fill_normal(&r, x, BOUND_COLS, size);
+            quant_encode(type, x, BOUND_COLS, NULL, row);
+            quant_decode(type, row, BOUND_COLS, back);
+            float most = 0;
+            for (int c = 0; c < BOUND_COLS; c++)
+                most = fmaxf(most, fabsf(back[c]));
+            const float bound = quant_row_bound(type, row, BOUND_COLS);
+            if (!(bound >= most && bound <= 8 * most))
+                fail_msg("%s: bound %g of %g", ful_type_name(type), (double)bound, (double)most);
+            assert_true(row_half_scale(type, row, BOUND_COLS) == 1.0f);
+        }
+    /* One number alone, beyond fp16 and far below its normal range. */
+    const struct {
+        float most, scale;
+    } cases[] = {{1e5f, 0x1p-3f}, {3e5f, 0x1p-5f}, {3e-4f, 0x1p+25f}, {0.0f, 1.0f}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        memset(x, 0, sizeof x);
+        x[77] = cases[i].most;
+        quant_encode(FUL_TYPE_Q8_0, x, BOUND_COLS, NULL, row);
+        assert_true(row_half_scale(FUL_TYPE_Q8_0, row, BOUND_COLS) == cases[i].scale);
+        assert_true(row_half_scale(FUL_TYPE_F32, x, BOUND_COLS) == cases[i].scale);
+    }
+}
+
 static void edges_are_coded(void **state)
 {
     (void)state;
@@ -702,6 +736,7 @@ int main(void)
         cmocka_unit_test(errors_are_bounded),
         cmocka_unit_test(no_scale_is_much_better),
         cmocka_unit_test(what_fits_comes_back),
+        cmocka_unit_test(bounds_hold),
         cmocka_unit_test(edges_are_coded),
         cmocka_unit_test(unfit_values_are_found),
         cmocka_unit_test(tensors_are_quantised_on_threads),
